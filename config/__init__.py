@@ -1,0 +1,1 @@
+"""What you set: the settings, the catalogue of benefits, and how logs are written."""

@@ -1,0 +1,221 @@
+"""Everything that can be set, read once from `ALMONER_` environment variables."""
+
+import base64
+import difflib
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from config.durations import Duration
+
+PREFIX = "ALMONER_"
+
+
+class SettingsError(Exception):
+    """The settings are wrong or incomplete; `problems` has one sentence each, ready to print."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Token(BaseModel):
+    """A bearer token and the name under which logs and the audit may speak of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    value: SecretStr
+
+
+def _split(text: object) -> object:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if isinstance(text, str) else text
+
+
+def _tokens(text: object) -> object:
+    parts = _split(text)
+    if not isinstance(parts, tuple) or not all(isinstance(part, str) for part in parts):
+        return parts
+    tokens = []
+    for number, part in enumerate(parts, start=1):
+        name, _, value = part.rpartition(":")
+        tokens.append({"name": name or f"token-{number}", "value": value})
+    return tuple(tokens)
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
+Tokens = Annotated[tuple[Token, ...], NoDecode, BeforeValidator(_tokens)]
+
+
+class Settings(BaseSettings):
+    """One field a variable: `port` is read from `ALMONER_PORT`. Durations are written `30s`, `3d`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    environment: Literal["development", "production"] = Field(
+        "development", description="`production` refuses to start without secrets, tokens and a lasting database"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8787, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    data_dir: Path = Field(Path(".almoner"), description="folder of the database, the embedded queue and local files")
+    database_url: str = Field(
+        "", description="empty: SQLite in the data folder; or `sqlite:///path`, `postgresql+asyncpg://...`"
+    )
+    redis_url: str = Field("", description="empty: an embedded server in the data folder; or `redis://...`")
+    webhook_secrets: Secrets = Field((), description="Polar's webhook secrets, comma-separated; all are accepted")
+    api_tokens: Tokens = Field((), description="bearer tokens of apps (read), each `token` or `name:token`")
+    ops_tokens: Tokens = Field((), description="bearer tokens of operators, each `token` or `name:token`")
+    key_readers: Names = Field((), description="names of app tokens that may read whole license keys")
+    signing_keys: Secrets = Field((), description="keys that sign download tokens; the first signs, all verify")
+    link_secret: SecretStr = Field(
+        SecretStr(""), description="signs links of `custom_link` benefits with `sign = true`; share it with your page"
+    )
+    benefits: Path = Field(Path("benefits.toml"), description="the benefits file (the catalogue)")
+    public_url: str = Field("", description="how customers reach the sidecar; used in download links")
+    polar_organization_id: str = Field("", description="your organization's id at Polar")
+    s3_endpoint_url: str = Field(
+        "", description="an S3-compatible endpoint; credentials and region as every AWS tool reads them"
+    )
+    log_format: Literal["console", "json"] = Field("console", description="how log lines are written")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
+    max_body_bytes: int = Field(10 * 1024 * 1024, ge=1024, description="largest webhook body that is accepted")
+    tolerance: Duration = Field(
+        timedelta(seconds=300), description="how far a webhook's timestamp may be from our clock, either way"
+    )
+    grace: Duration = Field(timedelta(), description="grace of benefits that name none")
+    download_ttl: Duration = Field(timedelta(hours=1), description="how long a download link lasts")
+    max_attempts: int = Field(12, ge=1, description="tries of a delivery or grant before it is dead")
+    retry_base: Duration = Field(timedelta(seconds=2), description="wait after the first failed try; doubles each time")
+    retry_cap: Duration = Field(timedelta(hours=1), description="longest wait between tries")
+    call_timeout: Duration = Field(timedelta(seconds=10), description="longest call to a platform")
+    sweep_every: Duration = Field(timedelta(seconds=1), description="how often the sweep looks for what was left behind")
+    sweep_after: Duration = Field(timedelta(seconds=3), description="age at which waiting work counts as left behind")
+    worker_slots: int = Field(50, ge=1, description="jobs that one worker runs at once")
+    connector_calls: int = Field(16, ge=1, description="calls to one platform that one worker makes at once")
+    max_revoke_share: float = Field(
+        0.2, ge=0, le=1, description="a changed benefits file that revokes more than this share of grants is held"
+    )
+    retain_refusals: int = Field(500, ge=0, description="refused requests that are kept for the operator to read")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read no `.env` file and no secrets folder: the environment is the one place."""
+        return init_settings, env_settings
+
+    @property
+    def database(self) -> str:
+        """The database address in use: the setting, or SQLite in the data folder."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'almoner.db'}"
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the database is SQLite."""
+        return self.database.startswith("sqlite")
+
+    @property
+    def base_url(self) -> str:
+        """How customers reach the sidecar, without a slash at the end."""
+        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+
+def load_settings(environ: Mapping[str, str] | None = None, *, generate: bool = True, **overrides: Any) -> Settings:  # noqa: ANN401 - values of any field
+    """Read the settings, and in development fill in what can be generated.
+
+    `generate=False` writes nothing: what is missing stays missing. Raises SettingsError with every problem at once.
+    """
+    environ = os.environ if environ is None else environ
+    problems = _unknown(environ)
+    try:
+        settings = Settings(**(_from_environment(environ) | overrides))
+    except ValidationError as error:
+        raise SettingsError(problems + [_sentence(found) for found in error.errors()]) from None
+    if settings.environment == "production":
+        problems += missing_in_production(settings)
+    if problems:
+        raise SettingsError(problems)
+    return _with_generated(settings) if settings.environment == "development" and generate else settings
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    values = {key.upper(): value for key, value in environ.items()}
+    return {name: values[PREFIX + name.upper()] for name in Settings.model_fields if values.get(PREFIX + name.upper())}
+
+
+def _unknown(environ: Mapping[str, str]) -> list[str]:
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    problems = []
+    for name in sorted(environ):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            problems.append(f"{name} is not a setting of Almoner{hint}")
+    return problems
+
+
+def _sentence(found: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    """One problem in words; the value is left out, for it may be a secret."""
+    name = PREFIX + str(found["loc"][0]).upper() if found["loc"] else "the settings"
+    return f"{name}: {found['msg'].removeprefix('Value error, ')}"
+
+
+def missing_in_production(settings: Settings) -> list[str]:
+    """List, in words, what production needs and the settings lack; empty when nothing is missing."""
+    needed = {
+        "webhook_secrets": "the secret that Polar shows for your webhook endpoint",
+        "api_tokens": "a token for your app, e.g. from `openssl rand -hex 32`",
+        "ops_tokens": "a token for operators, e.g. from `openssl rand -hex 32`",
+        "signing_keys": "a key that signs download links, e.g. from `openssl rand -hex 32`",
+    }
+    problems = [
+        f"{PREFIX}{name.upper()} is missing: {what}" for name, what in needed.items() if not getattr(settings, name)
+    ]
+    if settings.is_sqlite:
+        path = Path(settings.database.split("///", 1)[-1]).absolute()
+        if path.is_relative_to(Path(tempfile.gettempdir()).absolute()):
+            problems.append(
+                f"{PREFIX}DATABASE_URL or {PREFIX}DATA_DIR: {path} is in a temporary place; name a lasting one"
+            )
+    if not settings.benefits.is_file():
+        problems.append(f"{PREFIX}BENEFITS: there is no file {settings.benefits}")
+    return problems
+
+
+def development_file(settings: Settings) -> Path:
+    """Where development keeps the secrets that it generated."""
+    return settings.data_dir / "development.json"
+
+
+def _with_generated(settings: Settings) -> Settings:
+    """Fill what development leaves out with values made once and kept in the data folder, readable by the owner only."""
+    path = development_file(settings)
+    if path.exists():
+        kept = json.loads(path.read_text())
+    else:
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        kept = {
+            "webhook_secrets": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
+            "api_tokens": f"app:{secrets.token_urlsafe(24)}",
+            "ops_tokens": f"operator:{secrets.token_urlsafe(24)}",
+            "signing_keys": secrets.token_urlsafe(32),
+            "link_secret": secrets.token_urlsafe(32),
+        }
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(kept, file, indent=1)
+    absent = {name: value for name, value in kept.items() if name not in settings.model_fields_set}
+    return Settings(**({name: getattr(settings, name) for name in settings.model_fields_set} | absent))

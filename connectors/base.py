@@ -1,0 +1,177 @@
+"""What every connector is: four calls, three ways to fail, and a receipt that is enough to take everything back."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+from msgspec import Struct
+
+from config.catalogue import BenefitConfig, Per
+from config.settings import Settings
+
+
+class Recipient(Struct, frozen=True):
+    """A customer, or a member under one, as a platform may know them."""
+
+    customer_id: str
+    external_id: str | None = None
+    email: str | None = None
+    name: str | None = None
+    member_id: str | None = None
+    purchase: str | None = None
+    """The subscription or order, for benefits that are given once per purchase."""
+    organization_id: str | None = None
+    accounts: Mapping[str, str] = {}
+    """Numeric account ids by platform: `github`, `discord`."""
+
+
+class Receipt(Struct, frozen=True):
+    """What was really given, to which immutable id; all that revoking needs."""
+
+    resource: str
+    data: dict[str, Any] = {}
+
+
+class Holding(StrEnum):
+    """What a platform says when asked whether something given is still there."""
+
+    HELD = "held"
+    PENDING = "pending"
+    """Given, but the customer must still accept (an invitation)."""
+    GONE = "gone"
+
+
+class ConnectorError(Exception):
+    """Why a connector could not do it, named for what happens next.
+
+    ConnectorError
+     +-- Unavailable      later: by itself
+     +-- ActionRequired   when the customer or the merchant has acted
+     +-- Rejected         never: a person must look
+    """
+
+
+class Unavailable(ConnectorError):
+    """Try again later. With `retry_after` (seconds) the platform asked us to wait: no attempt is used up."""
+
+    def __init__(self, reason: str, *, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class ActionRequired(ConnectorError):
+    """Somebody must act first: `who`, and in the message what."""
+
+    def __init__(self, reason: str, *, who: Literal["customer", "merchant"]) -> None:
+        super().__init__(reason)
+        self.who = who
+
+
+class Rejected(ConnectorError):
+    """It will never work as it is; a person must look."""
+
+
+class Passes(Protocol):
+    """Our own door for benefits that we serve ourselves: a pass is open or closed, and what is closed is not served."""
+
+    async def open(self, resource: str) -> None:
+        """Open the pass; already open is success."""
+
+    async def close(self, resource: str) -> None:
+        """Close the pass; already closed or never opened is success."""
+
+    async def is_open(self, resource: str) -> bool:
+        """Whether the pass is open now."""
+
+
+class LicenseKey(Struct, frozen=True):
+    """A license key as issued. `expires_at` and limits may be None: no end, no limit."""
+
+    id: str
+    resource: str
+    benefit: str
+    customer_id: str
+    member_id: str | None
+    key: str
+    status: Literal["granted", "revoked", "disabled"]
+    limit_activations: int | None
+    limit_usage: int | None
+    expires_at: datetime | None
+
+
+class LicenseKeys(Protocol):
+    """Where license keys live: one for each resource, for ever."""
+
+    async def issue(self, key: LicenseKey) -> LicenseKey:
+        """Keep this key, or return the one that the resource already has, revived with these limits.
+
+        A revived key keeps its id, its string and its expiry.
+        """
+
+    async def revoke(self, resource: str) -> None:
+        """Disable the resource's key; none or already disabled is success."""
+
+    async def find(self, resource: str) -> LicenseKey | None:
+        """The resource's key, or None."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What connectors are built with, and all that they may touch."""
+
+    settings: Settings
+    passes: Passes
+    license_keys: LicenseKeys
+    executor: Executor
+    """For libraries that block; the event loop never does."""
+    now: Callable[[], datetime]
+
+
+class Presentation(Protocol):
+    """What presenting an offer at the moment of the question may use."""
+
+    @property
+    def now(self) -> datetime:
+        """The moment of the question."""
+
+    @property
+    def settings(self) -> Settings:
+        """The settings, for secrets that sign."""
+
+    def download_url(self, grant_id: str, name: str) -> str:
+        """A signed, expiring address of one file of a grant."""
+
+
+C = TypeVar("C", bound=BenefitConfig, contravariant=True)
+
+
+class Connector(Protocol[C]):  # pragma: no cover - a description, not code
+    """Gives one kind of benefit and takes it back. Every call may be repeated."""
+
+    Config: ClassVar[type[BenefitConfig]]
+    per: ClassVar[Per]
+    """Whether a customer gets it once, or once per purchase, where the catalogue does not say."""
+    dynamic: ClassVar[bool]
+    """Whether `present` adds something at the moment of the question, like a signature."""
+
+    def resource(self, to: Recipient, config: C) -> str:
+        """Name what is shared and counted outside: equal strings are one thing. Raises ActionRequired."""
+
+    async def grant(self, to: Recipient, config: C, held: Receipt | None) -> Receipt:
+        """Give it, or bring what is `held` up to date. Raises ConnectorError."""
+
+    async def revoke(self, held: Receipt) -> None:
+        """Take back what the receipt says; already gone is success. Raises ConnectorError."""
+
+    async def holds(self, held: Receipt) -> Holding:
+        """Read back what is really there. Raises ConnectorError."""
+
+    def offer(self, held: Receipt) -> dict[str, Any]:
+        """What the customer gets, for the cached answer: nothing secret, nothing that depends on the time."""
+
+    @staticmethod
+    def present(offer: dict[str, Any], grant_id: str, at: Presentation) -> dict[str, Any]:
+        """Complete an offer at the moment of the question, where `dynamic`."""
