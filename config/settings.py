@@ -96,11 +96,14 @@ class Settings(BaseSettings):
     max_attempts: int = Field(12, ge=1, description="tries of a delivery or grant before it is dead")
     retry_base: Duration = Field(timedelta(seconds=2), description="wait after the first failed try; doubles each time")
     retry_cap: Duration = Field(timedelta(hours=1), description="longest wait between tries")
+    recheck_every: Duration = Field(
+        timedelta(minutes=10), description="how often to look again where a customer or the merchant must act"
+    )
     call_timeout: Duration = Field(timedelta(seconds=10), description="longest call to a platform")
     sweep_every: Duration = Field(timedelta(seconds=1), description="how often the sweep looks for what was left behind")
     sweep_after: Duration = Field(timedelta(seconds=3), description="age at which waiting work counts as left behind")
     worker_slots: int = Field(50, ge=1, description="jobs that one worker runs at once")
-    connector_calls: int = Field(16, ge=1, description="calls to one platform that one worker makes at once")
+    connector_calls: int = Field(32, ge=1, description="calls to one platform that one worker makes at once")
     max_revoke_share: float = Field(
         0.2, ge=0, le=1, description="a changed benefits file that revokes more than this share of grants is held"
     )

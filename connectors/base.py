@@ -33,6 +33,9 @@ class Receipt(Struct, frozen=True):
 
     resource: str
     data: dict[str, Any] = {}
+    intended: bool = False
+    """Written before the first attempt, without data: something may have been given, if we died before we knew.
+    `revoke` must cope with it, from the resource alone; `grant` never sees it."""
 
 
 class Holding(StrEnum):

@@ -1,0 +1,34 @@
+"""What the HTTP handlers share: made once in worker/app.py, found as `app.state.context`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from config.settings import Settings
+from connectors.base import Connector
+from worker.http.present import DownloadTokens
+from worker.pipeline import Pipeline
+from worker.store.database import Database
+from worker.store.ready import ReadyAnswers
+
+
+class QueueHealth(Protocol):
+    """Whether the queue answers."""
+
+    async def is_up(self) -> bool:
+        """Whether the queue answers."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """The running service, as far as requests need it."""
+
+    settings: Settings
+    database: Database
+    pipeline: Pipeline
+    queue: QueueHealth
+    connectors: Mapping[str, Connector[Any]]
+    ready: ReadyAnswers
+    tokens: DownloadTokens
+    now: Callable[[], datetime]

@@ -1,0 +1,354 @@
+"""The one path: accept, process, settle, and the sweep that finds whatever was left behind.
+
+The database is the truth at every step. Triggers only make things quick: each may be lost, repeated or late, and the
+sweep, which needs no queue, brings the same result.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+import structlog
+
+from config.catalogue import Catalogue
+from config.settings import Settings
+from connectors.base import Connector, Receipt
+from worker import folding, metrics, settling
+from worker.folding import Folded, Rules
+from worker.settling import Claim, Result
+from worker.store import catalogues, customers, grants, inbox
+from worker.store.database import Database
+from worker.store.inbox import Accepted, Arrival, Outcome
+from worker.store.models import DeliveryStatus
+
+log = structlog.get_logger()
+
+PROCESS_BATCH = 100
+SETTLE_BATCH = 100
+SWEEP_PULSE = "sweep"
+
+
+class Trigger(Protocol):
+    """Starts work soon, somewhere. It may fail or be lost; it never raises."""
+
+    async def process(self, delivery_ids: Sequence[int]) -> None:
+        """Have these deliveries processed."""
+
+    async def settle(self, grant_ids: Sequence[str]) -> None:
+        """Have these grants settled."""
+
+
+@dataclass
+class Swept:
+    """What a sweep found that nothing else had done."""
+
+    deliveries: int = 0
+    grants: int = 0
+    customers: int = 0
+
+    def __bool__(self) -> bool:
+        """Whether it found anything."""
+        return bool(self.deliveries or self.grants or self.customers)
+
+
+@dataclass
+class Pipeline:
+    """Everything that happens to a delivery and to a grant. Holds no state of its own but the catalogue in force."""
+
+    database: Database
+    settings: Settings
+    connectors: Mapping[str, Connector[Any]]
+    parse_catalogue: Callable[[str], Catalogue]
+    trigger: Trigger
+    now: Callable[[], datetime]
+    catalogue: Catalogue
+    _calls: dict[str, asyncio.Semaphore] = field(default_factory=dict)
+    _arrivals: list[tuple[Arrival, asyncio.Future[Accepted]]] = field(default_factory=list)
+    _accepting: asyncio.Task[None] | None = None
+    _after: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def rules(self) -> Rules:
+        """What folding and answering depend on besides the facts."""
+        dynamic = frozenset(name for name, connector in self.connectors.items() if connector.dynamic)
+        return Rules(self.settings, self.catalogue, self._offer, dynamic)
+
+    def _offer(self, connector: str, receipt: Receipt) -> dict[str, Any]:
+        return self.connectors[connector].offer(receipt) if connector in self.connectors else {}
+
+    # accept
+
+    async def accept(self, arrival: Arrival) -> Accepted:
+        """Store an arrival durably, together with all others that are waiting, then trigger its processing.
+
+        Raises what the database raises; then nothing of it is stored.
+        """
+        done: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        self._arrivals.append((arrival, done))
+        if self._accepting is None or self._accepting.done():
+            self._accepting = asyncio.create_task(self._accept_waiting())
+        return await done
+
+    async def _accept_waiting(self) -> None:
+        while self._arrivals:
+            group, self._arrivals = self._arrivals, []
+            arrivals = [arrival for arrival, _ in group]
+            try:
+                answers = await self.database.write(lambda connection, group=arrivals: inbox.take_in(connection, group))
+            except Exception as error:  # noqa: BLE001 - each sender gets it
+                if len(group) > 1:
+                    await asyncio.gather(*(self._accept_alone(arrival, done) for arrival, done in group))
+                elif not group[0][1].done():
+                    group[0][1].set_exception(error)
+                continue
+            for (_, done), answer in zip(group, answers, strict=True):
+                if not done.done():
+                    done.set_result(answer)
+            self._after_answering([answer.id for answer in answers if answer.id is not None])
+
+    async def _accept_alone(self, arrival: Arrival, done: asyncio.Future[Accepted]) -> None:
+        """Store one arrival by itself, so that one bad row does not spoil those it came with."""
+        try:
+            [answer] = await self.database.write(lambda connection: inbox.take_in(connection, [arrival]))
+        except Exception as error:  # noqa: BLE001 - its sender gets it
+            if not done.done():
+                done.set_exception(error)
+        else:
+            if not done.done():
+                done.set_result(answer)
+            self._after_answering([answer.id] if answer.id is not None else [])
+
+    def _after_answering(self, ids: list[int]) -> None:
+        if ids:
+            task = asyncio.create_task(self.trigger.process(ids))
+            self._after.add(task)
+            task.add_done_callback(self._after.discard)
+
+    # process
+
+    async def process(self, ids: Sequence[int]) -> Folded:
+        """Process pending deliveries, and trigger what follows. Those that are not pending any more are left alone."""
+        rules, now = self.rules, self.now()
+        try:
+            folded = await self.database.write(lambda connection: folding.process(connection, ids, rules, now))
+        except Exception as error:
+            if len(ids) == 1:
+                return await self._postpone(ids[0], error)
+            log.exception("a batch of deliveries failed; each is tried alone", count=len(ids))
+            return _merged([await self.process([one]) for one in ids])
+        for outcome in folded.outcomes:
+            metrics.PROCESSED.labels(outcome.status.value).inc()
+        await self._follow(folded)
+        return folded
+
+    async def _postpone(self, row_id: int, error: Exception) -> Folded:
+        """Our own fault, or the database's: the delivery stays, with one attempt more."""
+        log.error("a delivery could not be processed", delivery=row_id, exc_info=error)
+        now = self.now()
+
+        def note(connection: sa.Connection) -> Folded:
+            outcomes = [
+                _failed(row, f"processing failed: {type(error).__name__}", self.settings, now)
+                for row in inbox.lock_pending(connection, [row_id])
+            ]
+            inbox.finish(connection, outcomes, now)
+            return Folded(outcomes=outcomes)
+
+        return await self.database.write(note)
+
+    async def refresh(self, customer_ids: Sequence[str]) -> Folded:
+        """Reconcile customers without an event, and trigger what follows."""
+        rules, now = self.rules, self.now()
+        folded = await self.database.write(lambda connection: folding.refresh(connection, customer_ids, rules, now))
+        await self._follow(folded)
+        return folded
+
+    async def _follow(self, folded: Folded) -> None:
+        if folded.unsettled:
+            await self.trigger.settle(folded.unsettled)
+        if folded.awakened:
+            await self.trigger.process(folded.awakened)
+
+    # settle
+
+    async def settle(self, ids: Sequence[str]) -> int:
+        """Settle grants that are due; returns how many were acted upon. Slow ones do not hold up quick ones."""
+        rules, now = self.rules, self.now()
+        claims, results = await self.database.write(
+            lambda connection: settling.claim(connection, ids, rules, self.connectors, now)
+        )
+        again = await self._save(results) if results else []
+        acting = {asyncio.create_task(self._act(one)) for one in claims}
+        while acting:
+            finished, acting = await asyncio.wait(acting, return_when=asyncio.FIRST_COMPLETED)
+            again += await self._save([task.result() for task in finished])
+        if again:
+            await self.trigger.settle(again)
+        return len(claims) + len(results)
+
+    async def _act(self, one: Claim) -> Result:
+        name = one.row["connector"]
+        slots = self._calls.setdefault(name, asyncio.Semaphore(self.settings.connector_calls))
+        async with slots:
+            return await settling.act(one, self.connectors[name], self.settings.call_timeout)
+
+    async def _save(self, results: list[Result]) -> list[str]:
+        rules, now = self.rules, self.now()
+        settled = await self.database.write(lambda connection: settling.save(connection, results, rules, now))
+        for connector, outcome, seconds in settled.took:
+            metrics.settled(connector, outcome, seconds)
+        for result in results:
+            if result.error:
+                metrics.REFUSED.labels(result.claim.row["connector"], type(result.error).__name__).inc()
+                log.warning(
+                    "a grant could not be settled",
+                    grant=result.claim.row["id"],
+                    customer=result.claim.row["customer_id"],
+                    benefit=result.claim.row["benefit"],
+                    outcome=type(result.error).__name__,
+                    reason=str(result.error),
+                )
+        return settled.again
+
+    # sweep
+
+    async def sweep(self, *, at_once: bool = False) -> Swept:
+        """Do whatever is due and was left behind; `at_once` also what a trigger may be about to do."""
+        now = self.now()
+        since = now if at_once else now - self.settings.sweep_after
+        await self._follow_catalogue()
+        swept = Swept()
+        found = await self.database.read(
+            lambda connection: (
+                inbox.due(connection, now, untouched_since=since, limit=PROCESS_BATCH),
+                customers.due(connection, now, limit=PROCESS_BATCH),
+                customers.made_with_another(connection, self.catalogue.digest, limit=PROCESS_BATCH),
+                grants.due(connection, now, untouched_since=since, limit=SETTLE_BATCH),
+            )
+        )
+        deliveries, timely, outdated, unsettled = found
+        if deliveries:
+            swept.deliveries = len((await self.process(deliveries)).outcomes)
+        if stale := sorted({*timely, *outdated}):
+            await self.refresh(stale)
+            swept.customers = len(stale)
+        if unsettled:
+            swept.grants = await self.settle(unsettled)
+        if swept:
+            log.debug("swept", deliveries=swept.deliveries, grants=swept.grants, customers=swept.customers)
+        return swept
+
+    async def sweep_for_ever(self, stopping: asyncio.Event) -> None:
+        """Sweep every `sweep_every`, or at once again while there is more; survives every failure."""
+        beaten = datetime.min.replace(tzinfo=self.now().tzinfo)
+        while not stopping.is_set():
+            swept = Swept()
+            try:
+                swept = await self.sweep()
+                if self.now() - beaten >= timedelta(seconds=5):
+                    beaten = self.now()
+                    await self.database.write(_housekeeping(beaten))
+            except Exception:
+                log.exception("the sweep failed; it goes on")
+            if not swept:
+                try:
+                    async with asyncio.timeout(self.settings.sweep_every.total_seconds()):
+                        await stopping.wait()
+                except TimeoutError:
+                    continue
+
+    async def _follow_catalogue(self) -> None:
+        """Take up the benefits file in force, when another process has put a new one in force."""
+        row = await self.database.read(catalogues.in_force)
+        if row and row["digest"] != self.catalogue.digest:
+            self.catalogue = self.parse_catalogue(row["text"])
+
+    async def propose(self, catalogue: Catalogue, *, accept: bool = False) -> str | None:
+        """Put a benefits file in force, unless it would revoke too large a share of the live grants.
+
+        Returns None when it is in force now, else why it is held; then the one before stays in force. `accept`: a
+        person has looked, and it is put in force whatever it revokes.
+        """
+        now = self.now()
+        before = await self.database.read(catalogues.in_force)
+        because = None
+        if before and before["digest"] != catalogue.digest and not accept:
+            because = await self._too_much(catalogue)
+        if because and before:
+            await self.database.write(
+                lambda connection: catalogues.hold(connection, catalogue.digest, catalogue.text, because, now)
+            )
+            self.catalogue = self.parse_catalogue(before["text"])
+            return because
+        await self.database.write(
+            lambda connection: catalogues.put_in_force(connection, catalogue.digest, catalogue.text, now)
+        )
+        self.catalogue = catalogue
+        return None
+
+    async def _too_much(self, catalogue: Catalogue) -> str | None:
+        taken, live = await self.preview(catalogue)
+        share = self.settings.max_revoke_share
+        if live and taken > max(share * live, 1):
+            return (
+                f"it would revoke {taken} of {live} live grants ({taken / live:.0%}), more than "
+                f"ALMONER_MAX_REVOKE_SHARE ({share:.0%}) allows"
+            )
+        return None
+
+    async def preview(self, catalogue: Catalogue) -> tuple[int, int]:
+        """Return how many grants a benefits file would take back, of how many live ones. Changes nothing."""
+        rules, now = Rules(self.settings, catalogue, self._offer, frozenset()), self.now()
+        taken = live = 0
+        after = ""
+        while ids := await self.database.read(
+            lambda connection, start=after: customers.made_with_another(
+                connection, catalogue.digest, limit=500, after=start
+            )
+        ):
+            part = await self.database.read(
+                lambda connection, some=ids: folding.would_take(connection, some, rules, now)
+            )
+            taken, live, after = taken + part[0], live + part[1], ids[-1]
+        return taken, live
+
+    async def drain(self, *, rounds: int = 1000) -> None:
+        """Do all that is due now, with no queue: for tests, and for commands that act by themselves."""
+        for _ in range(rounds):
+            if not await self.sweep(at_once=True):
+                return
+
+    async def close(self) -> None:
+        """Wait for triggers that are on their way."""
+        if self._after:
+            await asyncio.gather(*self._after, return_exceptions=True)
+
+
+def _housekeeping(now: datetime) -> Callable[[sa.Connection], None]:
+    def keep(connection: sa.Connection) -> None:
+        grants.beat(connection, SWEEP_PULSE, now)
+        inbox.compact_ledger(connection)
+
+    return keep
+
+
+def _failed(row: Any, reason: str, settings: Settings, now: datetime) -> Outcome:  # noqa: ANN401 - a database row
+    attempts = row.attempts + 1
+    if attempts >= settings.max_attempts:
+        return Outcome(row.id, DeliveryStatus.DEAD, attempts, now, reason=reason)
+    return Outcome(row.id, DeliveryStatus.PENDING, attempts, now + folding.backoff(attempts, settings), reason=reason)
+
+
+def _merged(parts: Iterable[Folded]) -> Folded:
+    merged = Folded()
+    counts: Counter[str] = Counter()
+    for part in parts:
+        merged.outcomes += part.outcomes
+        counts["given"] += part.given
+        counts["taken"] += part.taken
+    merged.given, merged.taken = counts["given"], counts["taken"]
+    return merged

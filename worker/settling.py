@@ -1,0 +1,266 @@
+"""Settle: make the outside world match one grant, under a lease of the external resource.
+
+Two short transactions around the calls to a platform: `claim` rereads what is wanted and takes the leases, `save`
+writes what came of it, unless somebody else holds the lease by then. Before the first attempt an *intended* receipt is
+written, so that dying between the platform's act and our note of it leaves nothing that cannot be taken back.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+from uuid import uuid4
+
+import msgspec
+import sqlalchemy as sa
+import structlog
+
+from config.catalogue import BenefitConfig
+from connectors.base import (
+    ActionRequired,
+    Connector,
+    ConnectorError,
+    Holding,
+    Receipt,
+    Recipient,
+    Rejected,
+    Unavailable,
+)
+from handlers import state as facts
+from worker import answers
+from worker.folding import Rules, backoff, offered_benefits
+from worker.reconcile import recipient
+from worker.store import customers, grants
+from worker.store.models import GrantStatus
+
+log = structlog.get_logger()
+
+_encode = msgspec.json.Encoder().encode
+_receipt = msgspec.json.Decoder(Receipt).decode
+
+_LEASE_MARGIN = timedelta(seconds=5)
+"""How much longer a lease lasts than the longest call, for the transaction that saves."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One grant that we may act on now."""
+
+    row: Mapping[str, Any]
+    token: str
+    to: Recipient
+    config: BenefitConfig | None
+    resource: str | None
+    held: Receipt | None
+    kept_by_others: bool
+    leased: tuple[str, ...]
+
+
+@dataclass
+class Result:
+    """What acting on a claim came to."""
+
+    claim: Claim
+    what: Literal["granted", "pending", "revoked", "moved", "failed"]
+    receipt: Receipt | None
+    error: ConnectorError | None = None
+
+
+@dataclass
+class Settled:
+    """What saving came to: grants to settle (again), and for the metrics what was granted and revoked after how long."""
+
+    again: list[str] = field(default_factory=list)
+    took: list[tuple[str, str, float]] = field(default_factory=list)
+    """(connector, outcome, seconds since it was asked for)"""
+
+
+def claim(
+    connection: sa.Connection,
+    ids: Sequence[str],
+    rules: Rules,
+    connectors: Mapping[str, Connector[Any]],
+    now: datetime,
+) -> tuple[list[Claim], list[Result]]:
+    """Take the leases of grants that are due; returns what to act on, and what is settled without acting."""
+    rows = [row for row in grants.by_ids(connection, ids) if row["next_attempt_at"] and row["next_attempt_at"] <= now]
+    states = customers.facts(connection, {row["customer_id"] for row in rows})
+    claims: list[Claim] = []
+    results: list[Result] = []
+    for row in rows:
+        state = facts.decode(states[row["customer_id"]])
+        to = recipient(state, row["member_id"], row["purchase"])
+        benefit = rules.catalogue.benefits.get(row["benefit"])
+        held = _receipt(row["receipt"]) if row["receipt"] else None
+        connector = connectors.get(row["connector"])
+        if row["wanted"] and benefit is None:
+            continue  # the catalogue has changed; refreshing its customers decides what becomes of it
+        blank = Claim(row, uuid4().hex, to, None, None, held, kept_by_others=False, leased=())
+        if connector is None:
+            lost = ActionRequired(f"this version has no connector {row['connector']!r}", who="merchant")
+            results.append(Result(blank, "failed", held, lost))
+            continue
+        try:
+            resource = connector.resource(to, benefit.config) if row["wanted"] and benefit else None
+        except ConnectorError as error:
+            results.append(Result(blank, "failed", held, error))
+            continue
+        one = _lease(connection, blank, benefit.config if benefit else None, resource, rules, now)
+        if one:
+            claims.append(one)
+    return claims, results
+
+
+def _lease(
+    connection: sa.Connection,
+    blank: Claim,
+    config: BenefitConfig | None,
+    resource: str | None,
+    rules: Rules,
+    now: datetime,
+) -> Claim | None:
+    """Lease what the grant has and what it is to have; None while another worker is at either."""
+    held = blank.held
+    wanted = sorted({one for one in (resource, held.resource if held else None) if one})
+    until = now + rules.settings.call_timeout + _LEASE_MARGIN
+    taken: list[str] = []
+    for one in wanted:
+        if not grants.lease(connection, one, blank.token, now, until):
+            grants.release(connection, taken, blank.token)
+            return None
+        taken.append(one)
+    if resource and held is None:
+        held = Receipt(resource, intended=True)
+        grants.intend(connection, blank.row["id"], resource, _encode(held).decode())
+    others = grants.others_holding(connection, held.resource, blank.row["id"]) if held else []
+    return Claim(blank.row, blank.token, blank.to, config, resource, held, bool(others), tuple(taken))
+
+
+async def act(one: Claim, connector: Connector[Any], limit: timedelta) -> Result:
+    """Make one grant true at the platform, and read it back. Never raises: failing is a result."""
+    try:
+        async with asyncio.timeout(limit.total_seconds()):
+            return await _act(one, connector)
+    except ConnectorError as error:
+        return Result(one, "failed", one.held, error)
+    except TimeoutError:
+        late = Unavailable(f"no answer within {limit.total_seconds():g} s")
+        return Result(one, "failed", one.held, late)
+    except Exception as error:
+        log.exception("a connector failed", connector=one.row["connector"], grant=one.row["id"])
+        return Result(one, "failed", one.held, Unavailable(f"our connector failed: {type(error).__name__}"))
+
+
+async def _act(one: Claim, connector: Connector[Any]) -> Result:
+    held = one.held
+    if one.row["wanted"] and one.resource and one.config:
+        if held and held.resource != one.resource:
+            await _take_back(one, connector, held)
+            return Result(one, "moved", None)
+        receipt = await connector.grant(one.to, one.config, None if held and held.intended else held)
+        holding = await connector.holds(receipt)
+        if holding == Holding.GONE:
+            raise Unavailable("it was given, but is not there when read back")
+        return Result(one, "granted" if holding == Holding.HELD else "pending", receipt)
+    if held:
+        await _take_back(one, connector, held)
+    return Result(one, "revoked", None)
+
+
+async def _take_back(one: Claim, connector: Connector[Any], held: Receipt) -> None:
+    """Revoke by the receipt and prove that it is gone, unless another grant still holds the same resource."""
+    if one.kept_by_others:
+        return
+    await connector.revoke(held)
+    if await connector.holds(held) != Holding.GONE:
+        raise Unavailable("it was taken back, but is still there when read back")
+
+
+def save(connection: sa.Connection, results: Iterable[Result], rules: Rules, now: datetime) -> Settled:
+    """Write results, and the answers of their customers, in one transaction; give the leases back."""
+    settled = Settled()
+    results = [
+        result for result in results
+        if all(grants.is_leased(connection, one, result.claim.token) for one in result.claim.leased)
+    ]  # fmt: skip
+    customer_ids = {result.claim.row["customer_id"] for result in results}
+    locked = customers.lock(connection, customer_ids)
+    held = {row["id"]: row for rows in grants.of_customers(connection, customer_ids).values() for row in rows}
+    written = []
+    for result in results:
+        row = held[result.claim.row["id"]]
+        columns = _columns(result, row, rules, now, settled)
+        held[row["id"]] = row | columns
+        written.append({"row": row["id"], **columns})
+    grants.settle(connection, written)
+    states = [facts.decode(locked[one].state) for one in sorted(customer_ids)]
+    offered = offered_benefits(connection, states)
+    by_customer: dict[str, list[dict[str, Any]]] = {}
+    for row in held.values():
+        by_customer.setdefault(row["customer_id"], []).append(row)
+    customers.save_answers(
+        connection,
+        [
+            {
+                "row": state.id,
+                "entitlements": answers.entitlements(
+                    state, by_customer[state.id], rules.catalogue, offered, rules.offer, rules.dynamic
+                ),
+            }
+            for state in states
+        ],
+    )
+    for result in results:
+        grants.release(connection, result.claim.leased, result.claim.token)
+    shared = {one for result in results for one in result.claim.leased}
+    settled.again = sorted({*settled.again, *grants.due_on(connection, shared, now)})
+    return settled
+
+
+def _columns(
+    result: Result, row: Mapping[str, Any], rules: Rules, now: datetime, settled: Settled
+) -> dict[str, Any]:
+    """Return the grant's new columns. What was given or taken is always noted, even where the will has changed since."""
+    kept = {name: row[name] for name in grants.SETTLED}
+    kept["receipt"] = _encode(result.receipt).decode() if result.receipt else None
+    kept["held"] = result.receipt.resource if result.receipt else None
+    if result.claim.resource:
+        kept["resource"] = result.claim.resource
+    if row["generation"] != result.claim.row["generation"] or result.what == "moved":
+        settled.again.append(row["id"])
+        return kept
+    if result.error:
+        return kept | _failure(result.error, row, rules, now)
+    kept |= {"attempts": 0, "who": None, "reason": None, "settled_generation": row["generation"], "next_attempt_at": None}
+    was = row["status"]
+    if result.what == "revoked":
+        kept |= {"status": GrantStatus.REVOKED, "revoked_at": now, "resource": None}
+    elif result.what == "pending":
+        kept |= {"status": GrantStatus.PENDING, "next_attempt_at": now + rules.settings.recheck_every}
+    else:
+        kept |= {"status": GrantStatus.GRANTED, "granted_at": row["granted_at"] if was == "granted" else now}
+    if kept["status"] != was:
+        seconds = (now - row["asked_at"]).total_seconds()
+        settled.took.append((row["connector"], str(kept["status"]), max(seconds, 0.0)))
+    return kept
+
+
+def _failure(error: ConnectorError, row: Mapping[str, Any], rules: Rules, now: datetime) -> dict[str, Any]:
+    """Return what a failure makes of a grant. A revocation never counts as done, and is never given up."""
+    settings = rules.settings
+    direction = GrantStatus.GRANTING if row["wanted"] else GrantStatus.REVOKING
+    columns: dict[str, Any] = {"reason": str(error), "who": None, "status": direction, "attempts": row["attempts"]}
+    if isinstance(error, ActionRequired):
+        status = GrantStatus.ACTION_REQUIRED if row["wanted"] else direction
+        return columns | {"status": status, "who": error.who, "next_attempt_at": now + settings.recheck_every}
+    if isinstance(error, Unavailable) and error.retry_after is not None:
+        return columns | {"next_attempt_at": now + timedelta(seconds=error.retry_after)}
+    attempts = row["attempts"] + 1
+    columns["attempts"] = attempts
+    if isinstance(error, Rejected) or attempts >= settings.max_attempts:
+        columns["who"] = "operator"
+        if row["wanted"]:
+            return columns | {"status": GrantStatus.FAILED, "next_attempt_at": None}
+        return columns | {"next_attempt_at": now + settings.retry_cap}
+    return columns | {"next_attempt_at": now + backoff(attempts, settings)}

@@ -1,0 +1,196 @@
+"""Customers: their facts, their ready answers, and which of Polar's objects belong to whom."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from handlers.state import ManualGrant
+from worker.store.models import CustomerRow, Link, ManualGrantRow, OfferingRow
+from worker.store.upsert import insert, write_all
+
+customers = CustomerRow.__table__  # type: ignore[attr-defined]
+links = Link.__table__  # type: ignore[attr-defined]
+offerings = OfferingRow.__table__  # type: ignore[attr-defined]
+manual_grants = ManualGrantRow.__table__  # type: ignore[attr-defined]
+
+
+def lock(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Any]:
+    """Return the rows of these customers, locked until the transaction ends; new ones are made, still without facts.
+
+    Always in the order of their ids, so that two workers never wait for each other in a circle.
+    """
+    wanted = sorted(set(ids))
+    if not wanted:
+        return {}
+    if connection.dialect.name != "sqlite":  # SQLite has one writer: there is nothing to lock
+        blank = [
+            {"id": one, "deleted": False, "version": 0, "entitlements": b"{}", "state": b""} for one in wanted
+        ]
+        connection.execute(
+            insert(connection, customers).on_conflict_do_nothing(index_elements=["id"]), blank
+        )
+    statement = (
+        sa.select(customers.c.id, customers.c.state, customers.c.version)
+        .where(customers.c.id.in_(wanted))
+        .order_by(customers.c.id)
+        .with_for_update()
+    )
+    return {row.id: row for row in connection.execute(statement)}
+
+
+def save(connection: sa.Connection, rows: list[dict[str, Any]]) -> None:
+    """Write whole customers: facts, answers, and when they are due again."""
+    write_all(connection, customers, rows, ("id",))
+
+
+_SAVE_ANSWERS = (
+    customers.update()
+    .where(customers.c.id == sa.bindparam("row"))
+    .values(entitlements=sa.bindparam("entitlements"), version=customers.c.version + 1)
+)
+
+
+def save_answers(connection: sa.Connection, rows: list[dict[str, Any]]) -> None:
+    """Write new answers; each row has `row` (the customer's id) and `entitlements`."""
+    if rows:
+        connection.execute(_SAVE_ANSWERS, rows)
+
+
+def facts(connection: sa.Connection, ids: Iterable[str]) -> dict[str, bytes]:
+    """Return the encoded states of these customers."""
+    statement = sa.select(customers.c.id, customers.c.state).where(customers.c.id.in_(list(ids)))
+    return {row.id: row.state for row in connection.execute(statement) if row.state}
+
+
+def due(connection: sa.Connection, now: datetime, *, limit: int) -> list[str]:
+    """Return the customers whose answer changes with time, and that time has come."""
+    statement = (
+        sa.select(customers.c.id).where(customers.c.due_at <= now).order_by(customers.c.due_at).limit(limit)
+    )
+    return list(connection.execute(statement).scalars())
+
+
+def made_with_another(connection: sa.Connection, digest: str, *, limit: int, after: str = "") -> list[str]:
+    """Return customers whose answers were made with another catalogue than this one, in the order of their ids."""
+    other = sa.or_(customers.c.catalogue < digest, customers.c.catalogue > digest, customers.c.catalogue.is_(None))
+    statement = sa.select(customers.c.id).where(other, customers.c.id > after).order_by(customers.c.id).limit(limit)
+    return list(connection.execute(statement).scalars())
+
+
+def total(connection: sa.Connection) -> int:
+    """Return how many customers there are."""
+    return connection.execute(sa.select(sa.func.count()).select_from(customers)).scalar_one()
+
+
+def find(connection: sa.Connection, name: str) -> str | None:
+    """Return the id of the customer with this id or external id."""
+    statement = (
+        sa.select(customers.c.id)
+        .where(sa.or_(customers.c.id == name, customers.c.external_id == name))
+        .order_by(customers.c.deleted, customers.c.id)
+        .limit(1)
+    )
+    return connection.execute(statement).scalar_one_or_none()
+
+
+# Which objects belong to whom.
+
+
+def owners(connection: sa.Connection, object_ids: Iterable[str]) -> dict[str, str]:
+    """Return the customer of each of these purchases and seats, where it is known."""
+    wanted = list(object_ids)
+    if not wanted:
+        return {}
+    statement = sa.select(links.c.object_id, links.c.customer_id).where(
+        links.c.object_id.in_(wanted), links.c.kind != "benefit"
+    )
+    return {row.object_id: row.customer_id for row in connection.execute(statement)}
+
+
+def link(connection: sa.Connection, found: Iterable[tuple[str, str, str]]) -> None:
+    """Remember (kind, object, customer)."""
+    rows = [{"kind": kind, "object_id": one, "customer_id": customer} for kind, one, customer in sorted(set(found))]
+    write_all(connection, links, rows, ("kind", "object_id", "customer_id"))
+
+
+def make_holders_due(connection: sa.Connection, benefit_ids: Sequence[str], now: datetime) -> None:
+    """Have the answers of everybody who holds these Polar benefits made anew by the sweep."""
+    holders = sa.select(links.c.customer_id).where(links.c.kind == "benefit", links.c.object_id.in_(benefit_ids))
+    connection.execute(customers.update().where(customers.c.id.in_(holders)).values(due_at=now))
+
+
+# What the organization offers.
+
+
+def offered(connection: sa.Connection, ids: Iterable[str]) -> dict[str, bytes]:
+    """Return the newest descriptions of these products and benefits."""
+    statement = sa.select(offerings.c.id, offerings.c.body).where(offerings.c.id.in_(list(ids)))
+    return {row.id: row.body for row in connection.execute(statement)}
+
+
+def offer(connection: sa.Connection, row: Mapping[str, Any]) -> bool:
+    """Keep a description if it is newer than the one we have, by Polar's times; says whether it was."""
+    statement = insert(connection, offerings).values(**row)
+    new = statement.excluded
+    newer = sa.or_(
+        new.modified_at > offerings.c.modified_at,
+        sa.and_(new.modified_at == offerings.c.modified_at, new.sent_at > offerings.c.sent_at),
+        sa.and_(
+            new.modified_at == offerings.c.modified_at, new.sent_at == offerings.c.sent_at, new.body > offerings.c.body
+        ),
+    )
+    changed = connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["id"],
+            set_={name: new[name] for name in ("kind", "modified_at", "sent_at", "body")},
+            where=newer,
+        )
+    )
+    return changed.rowcount > 0
+
+
+# Grants by hand.
+
+
+def manual_of(connection: sa.Connection, ids: Iterable[str]) -> dict[str, dict[str, ManualGrant]]:
+    """Return, by customer, the operators' grants that were not withdrawn."""
+    columns = manual_grants.c
+    statement = sa.select(manual_grants).where(columns.customer_id.in_(list(ids)), columns.withdrawn_at.is_(None))
+    found: dict[str, dict[str, ManualGrant]] = {}
+    for row in connection.execute(statement).mappings():
+        found.setdefault(row["customer_id"], {})[row["id"]] = ManualGrant(
+            id=row["id"],
+            benefit=row["benefit"],
+            member_id=row["member_id"],
+            reason=row["reason"],
+            by=row["given_by"],
+            ends_at=row["ends_at"],
+        )
+    return found
+
+
+def give_by_hand(connection: sa.Connection, row: Mapping[str, Any]) -> None:
+    """Record an operator's grant, and make the customer due."""
+    connection.execute(manual_grants.insert().values(**row))
+    _make_due(connection, row["customer_id"], row["created_at"])
+
+
+def withdraw(connection: sa.Connection, customer_id: str, benefit: str, now: datetime) -> int:
+    """Withdraw the operators' grants of one benefit; returns how many there were, and makes the customer due."""
+    gone = connection.execute(
+        manual_grants.update()
+        .where(
+            manual_grants.c.customer_id == customer_id,
+            manual_grants.c.benefit == benefit,
+            manual_grants.c.withdrawn_at.is_(None),
+        )
+        .values(withdrawn_at=now)
+    ).rowcount
+    _make_due(connection, customer_id, now)
+    return gone
+
+
+def _make_due(connection: sa.Connection, customer_id: str, now: datetime) -> None:
+    connection.execute(customers.update().where(customers.c.id == customer_id).values(due_at=now))

@@ -1,0 +1,315 @@
+"""The tables. Times are UTC; JSON is kept as text, exactly as it was made."""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Index, Integer, LargeBinary, Text, text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+# SQLite numbers rows by itself only for a column of type INTEGER, not BIGINT.
+_Number = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A time in UTC on both databases; SQLite has no time zones and keeps it without one."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a time without a zone; SQLite gets it without the zone, in UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a time zone cannot be stored")
+        in_utc = value.astimezone(UTC)
+        return in_utc.replace(tzinfo=None) if dialect.name == "sqlite" else in_utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give every time its zone back."""
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+def _time(*, null: bool = True, index: bool = False) -> Any:  # noqa: ANN401 - SQLModel's Field
+    return Field(default=None, sa_column=Column(UtcTime(), nullable=null, index=index))
+
+
+class DeliveryStatus(StrEnum):
+    """Where a delivery stands. `received = pending + done + ignored + dead`, always."""
+
+    PENDING = "pending"
+    DONE = "done"
+    IGNORED = "ignored"
+    DEAD = "dead"
+
+
+class GrantStatus(StrEnum):
+    """Where a grant stands."""
+
+    GRANTING = "granting"
+    PENDING = "pending"
+    GRANTED = "granted"
+    ACTION_REQUIRED = "action_required"
+    REVOKING = "revoking"
+    REVOKED = "revoked"
+    FAILED = "failed"
+
+
+class Delivery(SQLModel, table=True):
+    """One verified webhook message as received."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        Index("deliveries_pending", "next_attempt_at", "id", sqlite_where=text("status = 'pending'"),
+              postgresql_where=text("status = 'pending'")),
+        Index("deliveries_status", "status", "id"),
+        Index("deliveries_customer", "customer_id", "id"),
+        Index("deliveries_waiting", "waits_for", sqlite_where=text("waits_for IS NOT NULL"),
+              postgresql_where=text("waits_for IS NOT NULL")),
+    )  # fmt: skip
+
+    id: int | None = Field(default=None, sa_column=Column(_Number, primary_key=True, autoincrement=True))
+    webhook_id: str = Field(sa_column=Column(Text, nullable=False, unique=True))
+    type: str = Field(sa_column=Column(Text, nullable=False))
+    status: DeliveryStatus = Field(sa_column=Column(Text, nullable=False))
+    event_at: datetime | None = _time()
+    sent_at: datetime = _time(null=False)
+    received_at: datetime = _time(null=False)
+    api_version: str | None = Field(default=None, sa_column=Column(Text))
+    secret: str = Field(sa_column=Column(Text, nullable=False))
+    digest: str = Field(sa_column=Column(Text, nullable=False))
+    customer_id: str | None = Field(default=None, sa_column=Column(Text))
+    waits_for: str | None = Field(default=None, sa_column=Column(Text))
+    attempts: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    replays: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    next_attempt_at: datetime = _time(null=False)
+    processed_at: datetime | None = _time()
+    reason: str | None = Field(default=None, sa_column=Column(Text))
+    duplicates: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    last_duplicate_at: datetime | None = _time()
+    conflicts: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class Conflict(SQLModel, table=True):
+    """Another body under an id that we already have: kept for a person, never processed."""
+
+    __tablename__ = "conflicts"
+
+    id: int | None = Field(default=None, sa_column=Column(_Number, primary_key=True, autoincrement=True))
+    webhook_id: str = Field(sa_column=Column(Text, nullable=False, index=True))
+    digest: str = Field(sa_column=Column(Text, nullable=False))
+    received_at: datetime = _time(null=False)
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class Refusal(SQLModel, table=True):
+    """A request that was not accepted, and why; the newest few are kept."""
+
+    __tablename__ = "refusals"
+
+    id: int | None = Field(default=None, sa_column=Column(_Number, primary_key=True, autoincrement=True))
+    at: datetime = _time(null=False)
+    status_code: int = Field(sa_column=Column(Integer, nullable=False))
+    error: str = Field(sa_column=Column(Text, nullable=False))
+    detail: str = Field(sa_column=Column(Text, nullable=False))
+    webhook_id: str | None = Field(default=None, sa_column=Column(Text))
+    size: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+
+
+class LedgerEntry(SQLModel, table=True):
+    """How many deliveries entered or left an account, written in the transaction that moved them."""
+
+    __tablename__ = "ledger"
+
+    id: int | None = Field(default=None, sa_column=Column(_Number, primary_key=True, autoincrement=True))
+    account: str = Field(sa_column=Column(Text, nullable=False))
+    amount: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+
+class SecretUse(SQLModel, table=True):
+    """When a webhook secret last matched, under its fingerprint, and by which of Polar's two schemes."""
+
+    __tablename__ = "secret_uses"
+
+    secret: str = Field(sa_column=Column(Text, primary_key=True))
+    scheme: str = Field(sa_column=Column(Text, primary_key=True))
+    first_used_at: datetime = _time(null=False)
+    last_used_at: datetime = _time(null=False)
+    count: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+
+
+class CustomerRow(SQLModel, table=True):
+    """One customer: the ready answers first, since they are read most, then the facts they are made of."""
+
+    __tablename__ = "customers"
+    __table_args__ = (
+        Index("customers_due", "due_at", sqlite_where=text("due_at IS NOT NULL"),
+              postgresql_where=text("due_at IS NOT NULL")),
+    )  # fmt: skip
+
+    id: str = Field(sa_column=Column(Text, primary_key=True))
+    external_id: str | None = Field(default=None, sa_column=Column(Text, index=True))
+    deleted: bool = Field(default=False, sa_column=Column(Boolean, nullable=False))
+    version: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    as_of: datetime | None = _time()
+    due_at: datetime | None = _time()
+    catalogue: str | None = Field(default=None, sa_column=Column(Text, index=True))
+    polar_state: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    entitlements: bytes = Field(default=b"{}", sa_column=Column(LargeBinary, nullable=False))
+    state: bytes = Field(default=b"", sa_column=Column(LargeBinary, nullable=False))
+
+
+class Link(SQLModel, table=True):
+    """Which customer an object of Polar's belongs to: a purchase, a seat, a benefit that they hold."""
+
+    __tablename__ = "links"
+
+    kind: str = Field(sa_column=Column(Text, primary_key=True))
+    object_id: str = Field(sa_column=Column(Text, primary_key=True))
+    customer_id: str = Field(sa_column=Column(Text, primary_key=True))
+
+
+class OfferingRow(SQLModel, table=True):
+    """A product or a benefit as Polar last described it."""
+
+    __tablename__ = "offerings"
+
+    id: str = Field(sa_column=Column(Text, primary_key=True))
+    kind: str = Field(sa_column=Column(Text, nullable=False))
+    modified_at: datetime = _time(null=False)
+    sent_at: datetime = _time(null=False)
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class GrantRow(SQLModel, table=True):
+    """Our record of giving one benefit to one customer or member."""
+
+    __tablename__ = "grants"
+    __table_args__ = (
+        Index("grants_unsettled", "next_attempt_at", sqlite_where=text("next_attempt_at IS NOT NULL"),
+              postgresql_where=text("next_attempt_at IS NOT NULL")),
+        Index("grants_customer", "customer_id"),
+        Index("grants_resource", "resource"),
+        Index("grants_held", "held"),
+        Index("grants_status", "status", "id"),
+    )  # fmt: skip
+
+    id: str = Field(sa_column=Column(Text, primary_key=True))
+    customer_id: str = Field(sa_column=Column(Text, nullable=False))
+    benefit: str = Field(sa_column=Column(Text, nullable=False))
+    connector: str = Field(sa_column=Column(Text, nullable=False))
+    member_id: str | None = Field(default=None, sa_column=Column(Text))
+    purchase: str | None = Field(default=None, sa_column=Column(Text))
+    wanted: bool = Field(sa_column=Column(Boolean, nullable=False))
+    status: GrantStatus = Field(sa_column=Column(Text, nullable=False))
+    standing: str | None = Field(default=None, sa_column=Column(Text))
+    valid_until: datetime | None = _time()
+    because: str = Field(default="[]", sa_column=Column(Text, nullable=False))
+    target: str = Field(sa_column=Column(Text, nullable=False))
+    generation: int = Field(default=1, sa_column=Column(Integer, nullable=False))
+    settled_generation: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+    resource: str | None = Field(default=None, sa_column=Column(Text))
+    held: str | None = Field(default=None, sa_column=Column(Text))
+    receipt: str | None = Field(default=None, sa_column=Column(Text))
+    attempts: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+    next_attempt_at: datetime | None = _time()
+    who: str | None = Field(default=None, sa_column=Column(Text))
+    reason: str | None = Field(default=None, sa_column=Column(Text))
+    asked_at: datetime = _time(null=False)
+    created_at: datetime = _time(null=False)
+    granted_at: datetime | None = _time()
+    revoked_at: datetime | None = _time()
+
+
+class Lease(SQLModel, table=True):
+    """Who may act on an external resource now. The token fences: only its owner may save."""
+
+    __tablename__ = "leases"
+
+    resource: str = Field(sa_column=Column(Text, primary_key=True))
+    token: str = Field(sa_column=Column(Text, nullable=False))
+    until: datetime = _time(null=False)
+
+
+class PassRow(SQLModel, table=True):
+    """Our own door for what we serve ourselves."""
+
+    __tablename__ = "passes"
+
+    resource: str = Field(sa_column=Column(Text, primary_key=True))
+    is_open: bool = Field(sa_column=Column(Boolean, nullable=False))
+
+
+class LicenseKeyRow(SQLModel, table=True):
+    """A license key: one for each resource, for ever."""
+
+    __tablename__ = "license_keys"
+
+    id: str = Field(sa_column=Column(Text, primary_key=True))
+    resource: str = Field(sa_column=Column(Text, nullable=False, unique=True))
+    benefit: str = Field(sa_column=Column(Text, nullable=False))
+    customer_id: str = Field(sa_column=Column(Text, nullable=False, index=True))
+    member_id: str | None = Field(default=None, sa_column=Column(Text))
+    key: str = Field(sa_column=Column(Text, nullable=False, unique=True))
+    status: str = Field(sa_column=Column(Text, nullable=False))
+    limit_activations: int | None = Field(default=None, sa_column=Column(Integer))
+    limit_usage: int | None = Field(default=None, sa_column=Column(Integer))
+    usage: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+    validations: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+    last_validated_at: datetime | None = _time()
+    expires_at: datetime | None = _time()
+    created_at: datetime = _time(null=False)
+    modified_at: datetime | None = _time()
+
+
+class ManualGrantRow(SQLModel, table=True):
+    """An operator's grant by hand."""
+
+    __tablename__ = "manual_grants"
+
+    id: str = Field(sa_column=Column(Text, primary_key=True))
+    customer_id: str = Field(sa_column=Column(Text, nullable=False, index=True))
+    member_id: str | None = Field(default=None, sa_column=Column(Text))
+    benefit: str = Field(sa_column=Column(Text, nullable=False))
+    reason: str = Field(sa_column=Column(Text, nullable=False))
+    by: str = Field(sa_column=Column("given_by", Text, nullable=False))
+    created_at: datetime = _time(null=False)
+    ends_at: datetime | None = _time()
+    withdrawn_at: datetime | None = _time()
+
+
+class CatalogueRow(SQLModel, table=True):
+    """A benefits file that was put before the service, and whether it is in force."""
+
+    __tablename__ = "catalogues"
+
+    digest: str = Field(sa_column=Column(Text, primary_key=True))
+    text: str = Field(sa_column=Column(Text, nullable=False))
+    in_force: bool = Field(sa_column=Column(Boolean, nullable=False))
+    proposed_at: datetime = _time(null=False)
+    in_force_at: datetime | None = _time()
+    held_because: str | None = Field(default=None, sa_column=Column(Text))
+
+
+class Download(SQLModel, table=True):
+    """How often a file of a grant was fetched."""
+
+    __tablename__ = "downloads"
+
+    grant_id: str = Field(sa_column=Column(Text, primary_key=True))
+    name: str = Field(sa_column=Column(Text, primary_key=True))
+    count: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+    last_at: datetime = _time(null=False)
+
+
+class Pulse(SQLModel, table=True):
+    """When something that must keep happening last happened, like the sweep."""
+
+    __tablename__ = "pulses"
+
+    name: str = Field(sa_column=Column(Text, primary_key=True))
+    at: datetime = _time(null=False)
