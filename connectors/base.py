@@ -160,6 +160,10 @@ class Connector(Protocol[C]):  # pragma: no cover - a description, not code
     dynamic: ClassVar[bool]
     """Whether `present` adds something at the moment of the question, like a signature."""
 
+    @staticmethod
+    def missing(config: Any, settings: Settings) -> list[str]:  # noqa: ANN401 - the connector's own Config
+        """Say in sentences which settings a benefit of this config lacks; it is then refused at start."""
+
     def resource(self, to: Recipient, config: C) -> str:
         """Name what is shared and counted outside: equal strings are one thing. Raises ActionRequired."""
 

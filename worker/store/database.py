@@ -140,6 +140,7 @@ class Database:
     url: str
     _engine: AsyncEngine = field(init=False)
     _writer: _SqliteWriter | None = field(init=False, default=None)
+    _quick_engine: sa.Engine | None = field(init=False, default=None)
     quick: sqlite3.Connection | None = field(init=False, default=None)
     """SQLite only: a connection for reads of a few microseconds, on the event loop's own thread."""
 
@@ -153,8 +154,14 @@ class Database:
             sa.event.listen(self._engine.sync_engine, "connect", lambda raw, _: _set_pragmas(raw, query_only=True))
             self.quick = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             _set_pragmas(self.quick, query_only=True)
+            quick = self.quick
+            self._quick_engine = sa.create_engine(
+                "sqlite://", creator=lambda: quick, poolclass=StaticPool, isolation_level="AUTOCOMMIT"
+            )
         else:
-            self._engine = create_async_engine(self.url, pool_size=20, max_overflow=10, pool_pre_ping=True)
+            self._engine = create_async_engine(
+                self.url, pool_size=20, max_overflow=10, connect_args={"timeout": 5, "command_timeout": 30}
+            )
 
     @property
     def is_sqlite(self) -> bool:
@@ -165,6 +172,13 @@ class Database:
         """Run a query that changes nothing. Raises what the database raises."""
         async with self._engine.connect() as connection:
             return await connection.run_sync(work)
+
+    async def peek(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run a read of one row by its key: on SQLite at once, without leaving this thread."""
+        if self._quick_engine:
+            with self._quick_engine.connect() as connection:
+                return work(connection)
+        return await self.read(work)
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work` in one transaction, durable when this returns. Raises what `work` raises, with nothing done."""

@@ -1,0 +1,103 @@
+"""License keys: a random string, kept for ever by the store, disabled and revived with the grant."""
+
+import re
+import secrets
+from typing import Any, ClassVar
+from uuid import UUID, uuid5
+
+from pydantic import Field, field_validator
+
+from config.catalogue import BenefitConfig, Per
+from config.durations import Duration
+from config.settings import Settings
+from connectors.base import Holding, LicenseKey, Presentation, Receipt, Recipient, Tools
+
+_NAMESPACE = UUID("c0a5f3d2-8b1e-5f47-9e0a-6d3b2a1c4e5f")
+
+
+class Config(BenefitConfig):
+    """A kind of license key."""
+
+    prefix: str = Field(default="", max_length=40, description="stands before the key: PREFIX-XXXXXXXX-...")
+    expires: Duration | None = Field(default=None, description="how long a key lasts after it is issued")
+    limit_activations: int | None = Field(default=None, ge=1, description="how many devices may use it at once")
+    limit_usage: int | None = Field(default=None, ge=1, description="how many uses may be counted on it")
+
+    @field_validator("prefix")
+    @classmethod
+    def _letters(cls, prefix: str) -> str:
+        prefix = prefix.strip().upper()
+        if not re.fullmatch(r"[A-Z0-9-]*", prefix):
+            raise ValueError("a prefix has letters, digits and - only")
+        return prefix
+
+
+class LicenseKeyConnector:
+    """Issues license keys; the same key comes back when the benefit does."""
+
+    Config: ClassVar = Config
+    per: ClassVar[Per] = "purchase"
+    dynamic: ClassVar[bool] = False
+
+    def __init__(self, tools: Tools) -> None:
+        self._keys = tools.license_keys
+        self._now = tools.now
+
+    @staticmethod
+    def missing(_config: Config, _settings: Settings) -> list[str]:
+        """Return what the settings lack for this benefit: nothing."""
+        return []
+
+    def resource(self, to: Recipient, config: Config) -> str:
+        """Return the name of the one key of this customer, member and purchase."""
+        return ":".join(["license_key", config.benefit, to.customer_id, to.member_id or "", to.purchase or ""])
+
+    async def grant(self, to: Recipient, config: Config, held: Receipt | None) -> Receipt:  # noqa: ARG002 - the store knows
+        """Issue the key, or revive the one that there is, with the limits of today."""
+        resource = self.resource(to, config)
+        issued = await self._keys.issue(
+            LicenseKey(
+                id=str(uuid5(_NAMESPACE, resource)),
+                resource=resource,
+                benefit=config.benefit,
+                customer_id=to.customer_id,
+                member_id=to.member_id,
+                key=_new_key(config.prefix),
+                status="granted",
+                limit_activations=config.limit_activations,
+                limit_usage=config.limit_usage,
+                expires_at=self._now() + config.expires if config.expires else None,
+            )
+        )
+        data = {
+            "license_key_id": issued.id,
+            "display_key": f"****-{issued.key[-6:]}",
+            "limit_activations": issued.limit_activations,
+            "limit_usage": issued.limit_usage,
+            "expires_at": issued.expires_at.isoformat() if issued.expires_at else None,
+        }
+        return Receipt(resource, data)
+
+    async def revoke(self, held: Receipt) -> None:
+        """Disable the key."""
+        await self._keys.revoke(held.resource)
+
+    async def holds(self, held: Receipt) -> Holding:
+        """Read the key back. One that the merchant disabled is still theirs."""
+        key = await self._keys.find(held.resource)
+        return Holding.HELD if key and key.status != "revoked" else Holding.GONE
+
+    def offer(self, held: Receipt) -> dict[str, Any]:
+        """Return the key, masked, and its limits."""
+        return {"kind": "license_key", **held.data}
+
+    @staticmethod
+    def present(offer: dict[str, Any], grant_id: str, at: Presentation) -> dict[str, Any]:  # noqa: ARG004 - as for all
+        """Add nothing."""
+        return offer
+
+
+def _new_key(prefix: str) -> str:
+    """Return a key in Polar's form, PREFIX-UUID in capitals, with all 128 bits random."""
+    key = str(UUID(bytes=secrets.token_bytes(16))).upper()
+    return f"{prefix}-{key}" if prefix else key

@@ -1,0 +1,270 @@
+"""The composition root: everything is made here, once, and handed to whoever needs it."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from config.catalogue import Catalogue, CatalogueError, parse_catalogue, read_catalogue
+from config.settings import Settings
+from connectors import CONNECTORS, TERMS
+from connectors.base import LicenseKey, Tools
+from worker.embedded import EmbeddedServer
+from worker.http.api import make_api
+from worker.http.context import Context
+from worker.http.present import DownloadTokens
+from worker.pipeline import Pipeline, Trigger
+from worker.queue import Queue
+from worker.store import grants
+from worker.store.database import Database
+from worker.store.migrate import migrate, needs_migration
+from worker.store.ready import ReadyAnswers
+
+log = structlog.get_logger()
+
+EXAMPLE_BENEFITS = Path(__file__).parent.parent / "config" / "benefits.example.toml"
+
+
+class NotReady(Exception):
+    """The service cannot start; the message says what to do first."""
+
+
+def utc_now() -> datetime:
+    """Return the time. The only place that asks the clock; everything else is told."""
+    return datetime.now(UTC)
+
+
+class StoredPasses:
+    """Passes, in the database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def open(self, resource: str) -> None:
+        """Open the pass; already open is success."""
+        await self._database.write(lambda connection: grants.set_pass(connection, resource, is_open=True))
+
+    async def close(self, resource: str) -> None:
+        """Close the pass; already closed or never opened is success."""
+        await self._database.write(lambda connection: grants.set_pass(connection, resource, is_open=False))
+
+    async def is_open(self, resource: str) -> bool:
+        """Whether the pass is open now."""
+        return await self._database.peek(lambda connection: grants.is_open(connection, resource))
+
+
+class StoredLicenseKeys:
+    """License keys, in the database."""
+
+    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._now = now
+
+    async def issue(self, key: LicenseKey) -> LicenseKey:
+        """Keep this key, or return the one that the resource already has, revived."""
+        now = self._now()
+        return await self._database.write(lambda connection: grants.issue_key(connection, key, now))
+
+    async def revoke(self, resource: str) -> None:
+        """Disable the resource's key; none or already disabled is success."""
+        now = self._now()
+        await self._database.write(lambda connection: grants.revoke_key(connection, resource, now))
+
+    async def find(self, resource: str) -> LicenseKey | None:
+        """The resource's key, or None."""
+        return await self._database.peek(lambda connection: grants.find_key(connection, resource))
+
+
+class NoTrigger:
+    """For commands that act by themselves: what they leave is found by a worker's sweep."""
+
+    async def process(self, delivery_ids: Sequence[int]) -> None:
+        """Do nothing."""
+
+    async def settle(self, grant_ids: Sequence[str]) -> None:
+        """Do nothing."""
+
+
+@dataclass
+class Service:
+    """An open database and the pipeline on it."""
+
+    settings: Settings
+    database: Database
+    pipeline: Pipeline
+
+
+def load_catalogue(settings: Settings) -> Catalogue:
+    """Read the benefits file, checked as a whole, with the settings that its connectors need.
+
+    In development the example stands in for a missing file. Raises CatalogueError.
+    """
+    path = settings.benefits
+    if settings.environment == "development" and not path.exists():
+        path = EXAMPLE_BENEFITS
+    catalogue = read_catalogue(path, TERMS, settings.grace)
+    problems = [
+        f"benefits.{benefit.key}: {problem}"
+        for benefit in catalogue.benefits.values()
+        for problem in CONNECTORS[benefit.connector].missing(benefit.config, settings)
+    ]
+    if problems:
+        raise CatalogueError(str(path), problems)
+    return catalogue
+
+
+@asynccontextmanager
+async def open_service(
+    settings: Settings,
+    catalogue: Catalogue,
+    *,
+    trigger: Trigger | None = None,
+    now: Callable[[], datetime] = utc_now,
+) -> AsyncIterator[Service]:
+    """Open the database, and make the pipeline on it. Raises NotReady where the database must be migrated first."""
+    if settings.environment == "development":
+        await migrate(settings.database)
+    elif await needs_migration(settings.database):
+        raise NotReady("The database is not up to date. Run: almoner migrate")
+    database = Database(settings.database)
+    executor = ThreadPoolExecutor(max_workers=settings.connector_calls, thread_name_prefix="connector")
+    tools = Tools(settings, StoredPasses(database), StoredLicenseKeys(database, now), executor, now)
+    pipeline = Pipeline(
+        database=database,
+        settings=settings,
+        connectors={name: made(tools) for name, made in CONNECTORS.items()},
+        parse_catalogue=lambda text: parse_catalogue(text, TERMS, settings.grace),
+        trigger=trigger or NoTrigger(),
+        now=now,
+        catalogue=catalogue,
+    )
+    try:
+        yield Service(settings, database, pipeline)
+    finally:
+        await pipeline.close()
+        await database.close()
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def run(
+    settings: Settings,
+    *,
+    receive: bool,
+    work: bool,
+    announce: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Run the receiver, the worker, or both in one process, until SIGTERM or SIGINT.
+
+    `announce` is told the address once it answers. Raises NotReady, NoServer, CatalogueError.
+    """
+    catalogue = load_catalogue(settings)
+    stopping = asyncio.Event()
+    server = None if settings.redis_url else EmbeddedServer(settings.data_dir)
+    if server:
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        server.start()
+    queue = Queue(server.url if server else settings.redis_url)
+    # Short turns: the database's thread must not keep the event loop from answering for 5 ms, Python's default.
+    sys.setswitchinterval(0.0005)
+    try:
+        async with open_service(settings, catalogue, trigger=queue) as service, asyncio.TaskGroup() as tasks:
+            held = await service.pipeline.propose(catalogue)
+            if held:
+                log.error("the changed benefits file is held; the one before stays in force", because=held,
+                          next="look at `almoner check`, then run `almoner accept-benefits`")  # fmt: skip
+            if server:
+                tasks.create_task(server.watch(stopping))
+            if work:
+                tasks.create_task(service.pipeline.sweep_for_ever(stopping))
+                jobs = {"process": service.pipeline.process, "settle": service.pipeline.settle}
+                tasks.create_task(queue.work(jobs, slots=settings.worker_slots, stopping=stopping))
+            if receive:
+                tasks.create_task(_serve(_context(service, queue), stopping, announce))
+            else:
+                _stop_on_signals(stopping)
+                announce("")
+            await stopping.wait()
+    finally:
+        await queue.close()
+        if server:
+            server.stop()
+
+
+def _context(service: Service, queue: Queue) -> Context:
+    return Context(
+        settings=service.settings,
+        database=service.database,
+        pipeline=service.pipeline,
+        queue=queue,
+        connectors=service.pipeline.connectors,
+        ready=ReadyAnswers(service.database),
+        tokens=DownloadTokens(service.settings),
+        now=service.pipeline.now,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, that says when it answers, and that stops with the rest."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then say where."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for bound in server.sockets:
+                host, port = bound.getsockname()[:2]
+                self._announce(f"http://{host}:{port}")
+                return
+
+
+async def _serve(context: Context, stopping: asyncio.Event, announce: Callable[[str], None]) -> None:
+    config = uvicorn.Config(
+        make_api(context, context.now),
+        host=context.settings.host,
+        port=context.settings.port,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=10,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    try:
+        await _Server(config, announce).serve()
+    finally:
+        stopping.set()
+
+
+def _stop_on_signals(stopping: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):
+            loop.add_signal_handler(number, stopping.set)
+
+
+def run_for_ever(
+    settings: Settings, *, receive: bool, work: bool, announce: Callable[[str], None] = lambda address: None
+) -> None:
+    """Run until a signal comes, on uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:  # pragma: no cover - Windows
+        runner = asyncio.run
+    else:
+        runner = uvloop.run
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    runner(run(settings, receive=receive, work=work, announce=announce))

@@ -1,0 +1,93 @@
+"""`almoner check` and `almoner accept-benefits`: what is set, what is wrong with it, and what it would change."""
+
+from typing import Annotated
+
+import typer
+from pydantic import SecretStr
+
+from config.durations import format_duration
+from config.settings import PREFIX, Settings
+from worker.cli.output import Failure, catalogue_or_fail, console, print_json, print_table, run, service, settings_or_fail
+from worker.verify import fingerprint
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+
+
+def check(as_json: AsJson = False) -> None:
+    """Read the settings and the benefits file, say what is wrong, and what the file would change. Secrets are hidden."""
+    settings = settings_or_fail()
+    catalogue = catalogue_or_fail(settings)
+    shown = _shown(settings)
+    benefits = [
+        {
+            "benefit": one.key,
+            "connector": one.connector,
+            "given_for": ", ".join([*sorted(one.by_products), *sorted(one.by_benefits)]) or "by hand only",
+            "per": one.per,
+            "grace": format_duration(one.grace),
+        }
+        for one in catalogue.benefits.values()
+    ]
+
+    async def preview() -> tuple[int, int, str | None]:
+        async with service(settings) as opened:
+            from worker.store import catalogues
+
+            taken, live = await opened.pipeline.preview(catalogue)
+            held = await opened.database.read(catalogues.held)
+            return taken, live, held["held_because"] if held else None
+
+    taken, live, held = run(preview())
+    if as_json:
+        print_json({"settings": shown, "benefits": benefits, "would_revoke": taken, "live_grants": live, "held": held})
+        return
+    print_table("Settings", ("name", "value"), [{"name": name, "value": value} for name, value in shown.items()], {})
+    print_table(f"Benefits in {settings.benefits}", ("benefit", "connector", "given_for", "per", "grace"), benefits, {})
+    if taken:
+        console.print(f"This file would revoke [bold]{taken}[/] of {live} live grants.")
+    if held:
+        console.print(f"[bold yellow]The file is held:[/] {held}. If that is right: [bold]almoner accept-benefits[/]")
+    console.print("[green]The settings and the benefits file are right.[/]")
+
+
+def _shown(settings: Settings) -> dict[str, str]:
+    shown = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if name in {"webhook_secrets", "signing_keys"}:
+            text = ", ".join(f"[{fingerprint(one.get_secret_value())}]" for one in value)
+        elif name in {"api_tokens", "ops_tokens"}:
+            text = ", ".join(f"{one.name}:[hidden]" for one in value)
+        elif isinstance(value, SecretStr):
+            text = "[hidden]" if value.get_secret_value() else ""
+        elif name in {"database_url", "redis_url"}:
+            text = _without_password(value)
+        else:
+            text = format_duration(value) if hasattr(value, "total_seconds") else str(value)
+        shown[PREFIX + name.upper()] = text
+    return shown
+
+
+def _without_password(url: str) -> str:
+    head, separator, tail = url.partition("://")
+    if "@" not in tail:
+        return url
+    user = tail.rsplit("@", 1)[0].partition(":")[0]
+    return f"{head}{separator}{user}:[hidden]@{tail.rsplit('@', 1)[1]}"
+
+
+def accept_benefits(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
+    """Put the benefits file in force, also where it revokes more than ALMONER_MAX_REVOKE_SHARE allows."""
+    settings = settings_or_fail()
+    catalogue = catalogue_or_fail(settings)
+
+    async def accept() -> tuple[int, int]:
+        async with service(settings) as opened:
+            taken, live = await opened.pipeline.preview(catalogue)
+            if not yes and not typer.confirm(f"It revokes {taken} of {live} live grants. Put it in force?"):
+                raise Failure("Nothing was changed.")
+            await opened.pipeline.propose(catalogue, accept=True)
+            return taken, live
+
+    taken, live = run(accept())
+    console.print(f"In force. Workers take it up within seconds; {taken} of {live} grants are revoked.")

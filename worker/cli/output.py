@@ -1,0 +1,138 @@
+"""What the commands print, and how they fail."""
+
+import json
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from config.catalogue import Catalogue, CatalogueError
+from config.durations import parse_duration
+from config.logging import set_up_logging
+from config.settings import Settings, SettingsError, load_settings
+
+T = TypeVar("T")
+
+console = Console()
+console_err = Console(stderr=True)
+
+NOT_FOUND = 3
+
+
+class Failure(Exception):  # noqa: N818 - what a command ends with
+    """A command cannot do what was asked; `sentences` are printed and `code` is the exit code."""
+
+    def __init__(self, *sentences: str, code: int = 1) -> None:
+        super().__init__(*sentences)
+        self.sentences = [escape(one) for one in sentences]
+        self.code = code
+
+
+def settings_or_fail(**overrides: Any) -> Settings:  # noqa: ANN401 - values of any field
+    """Return the settings, with logs set up by them. Raises Failure with every problem."""
+    try:
+        settings = load_settings(**overrides)
+    except SettingsError as error:
+        raise Failure(*error.problems) from None
+    set_up_logging(settings)
+    return settings
+
+
+def catalogue_or_fail(settings: Settings) -> Catalogue:
+    """Return the benefits file, checked. Raises Failure with every problem."""
+    from worker.app import load_catalogue
+
+    try:
+        return load_catalogue(settings)
+    except CatalogueError as error:
+        raise Failure(*(f"{settings.benefits}: {problem}" for problem in error.problems)) from None
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run one coroutine to its end."""
+    import asyncio
+
+    return asyncio.run(work)
+
+
+@asynccontextmanager
+async def service(settings: Settings):  # type: ignore[no-untyped-def]  # noqa: ANN201 - an async context manager
+    """Open the service for one command, in the middle of whatever else is running on the same database."""
+    from worker.app import NotReady, open_service
+    from worker.store import catalogues
+
+    try:
+        async with open_service(settings, catalogue_or_fail(settings)) as opened:
+            in_force = await opened.database.read(catalogues.in_force)
+            if in_force:
+                opened.pipeline.catalogue = opened.pipeline.parse_catalogue(in_force["text"])
+            yield opened
+    except NotReady as error:
+        raise Failure(str(error)) from None
+
+
+def print_json(document: Any) -> None:  # noqa: ANN401 - anything that JSON can say
+    """Print JSON for a script."""
+    json.dump(document, sys.stdout, default=_plain, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - as above
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return str(value)
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], show: Mapping[str, Callable[[Any], str]]
+) -> None:
+    """Print a table with these columns of each row; `show` says how a column's values are written."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in columns:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(show.get(name, _text)(row[name]) for name in columns))
+    console.print(table)
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 - a value of a row
+    if value is None:
+        return ""
+    return when(value) if isinstance(value, datetime) else escape(str(value))
+
+
+def when(at: datetime | None) -> str:
+    """Write a time for people, in UTC."""
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ") if at else ""
+
+
+def colored(status: str) -> str:
+    """Write a status in its color."""
+    colors = {
+        "done": "green", "granted": "green", "pending": "yellow", "granting": "yellow", "revoking": "bold yellow",
+        "action_required": "magenta", "dead": "bold red", "failed": "bold red", "ignored": "dim", "revoked": "dim",
+    }  # fmt: skip
+    color = colors.get(str(status))
+    return f"[{color}]{status}[/]" if color else escape(str(status))
+
+
+def moment(text: str | None) -> datetime | None:
+    """Read a time: ISO 8601, or how long ago, like `2h`. Raises Failure."""
+    if text is None:
+        return None
+    try:
+        ago: timedelta = parse_duration(text)
+    except ValueError:
+        try:
+            at = datetime.fromisoformat(text)
+        except ValueError:
+            raise Failure(f"{text!r} is not a time; write 2026-11-01T12:00:00Z, or how long ago: 2h", code=2) from None
+        return at if at.tzinfo else at.replace(tzinfo=UTC)
+    return datetime.now(UTC) - ago

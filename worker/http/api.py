@@ -1,0 +1,90 @@
+"""The HTTP application: every route, in one list."""
+
+from collections.abc import Callable
+from datetime import datetime
+from importlib.metadata import version
+
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, Operation, PathItem, SecurityScheme
+from litestar.openapi.spec import OpenAPIResponse
+from litestar.types import ASGIApp, Receive, Scope, Send
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.http import errors
+from worker.http.auth import Tokens
+from worker.http.context import Context
+from worker.http.customers import CustomerController
+from worker.http.downloads import download
+from worker.http.ops import OpsController, healthz, prometheus, readyz
+from worker.http.receiver import RefusalLog, make_receiver
+
+
+def make_api(context: Context, now: Callable[[], datetime]) -> ASGIApp:
+    """Return the application. `context` is all that it uses."""
+    refusals = RefusalLog(context.database, keep=context.settings.retain_refusals)
+    api = Litestar(
+        route_handlers=[
+            make_receiver(context.pipeline, context.settings, refusals, now),
+            CustomerController,
+            download,
+            OpsController,
+            healthz,
+            readyz,
+            prometheus,
+        ],
+        exception_handlers={
+            ValidationException: errors.on_validation_error,
+            HTTPException: errors.on_http_error,
+            SQLAlchemyError: errors.on_database_error,
+            Exception: errors.on_any_error,
+        },
+        state=State({"context": context, "tokens": Tokens(context.settings)}),
+        openapi_config=_openapi(),
+        request_max_body_size=context.settings.max_body_bytes,
+    )
+    return _with_raw_paths(api)
+
+
+def _with_raw_paths(api: ASGIApp) -> ASGIApp:
+    """Route by the path as it was sent, so that `%2F` inside an external id does not split it; handlers decode."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope.get("raw_path"):
+            scope["path"] = scope["raw_path"].decode("latin-1")
+        await api(scope, receive, send)
+
+    return app
+
+
+def _openapi() -> OpenAPIConfig:
+    def answer(text: str) -> OpenAPIResponse:
+        return OpenAPIResponse(description=text)
+
+    webhook = Operation(
+        operation_id="polarWebhook",
+        summary="POST /webhooks/polar",
+        description="Polar's signed webhook. Every answer is JSON.",
+        responses={
+            "202": answer("Stored durably: accepted, duplicate or ignored"),
+            "400": answer("Not an event: the wrong format, or not JSON"),
+            "403": answer("The signature or the timestamp does not verify"),
+            "405": answer("Not a POST"),
+            "413": answer("Larger than ALMONER_MAX_BODY_BYTES"),
+            "415": answer("Not application/json, or compressed"),
+            "503": answer("Cannot be stored now; Polar sends it again"),
+        },
+    )
+    return OpenAPIConfig(
+        title="Almoner",
+        version=version("almoner"),
+        description="Fulfils what customers bought at Polar, and answers what they may use.",
+        path="/schema",
+        webhooks={"polar": PathItem(post=webhook)},
+        components=Components(security_schemes={"token": SecurityScheme(type="http", scheme="bearer")}),
+        security=[{"token": []}],
+        render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+    )
