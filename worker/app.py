@@ -170,6 +170,9 @@ async def run(
     """
     catalogue = load_catalogue(settings)
     stopping = asyncio.Event()
+    listening = _listen(settings) if receive else None
+    if listening:  # port 0 takes a free one, which links must name
+        settings = settings.model_copy(update={"port": listening.getsockname()[1]})
     server = None if settings.redis_url else EmbeddedServer(settings.data_dir)
     if server:
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -189,8 +192,8 @@ async def run(
                 tasks.create_task(service.pipeline.sweep_for_ever(stopping))
                 jobs = {"process": service.pipeline.process, "settle": service.pipeline.settle}
                 tasks.create_task(queue.work(jobs, slots=settings.worker_slots, stopping=stopping))
-            if receive:
-                tasks.create_task(_serve(_context(service, queue), stopping, announce))
+            if listening:
+                tasks.create_task(_serve(_context(service, queue), listening, stopping, announce))
             else:
                 _stop_on_signals(stopping)
                 announce("")
@@ -214,39 +217,57 @@ def _context(service: Service, queue: Queue) -> Context:
     )
 
 
+def _listen(settings: Settings) -> socket.socket:
+    """Take the address before anything else is started. Raises NotReady where it is taken."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        listening.close()
+        raise NotReady(f"Cannot listen on {settings.host}:{settings.port}: {error}") from None
+    return listening
+
+
 class _Server(uvicorn.Server):
     """uvicorn, that says when it answers, and that stops with the rest."""
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[str], None]) -> None:
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
-        self._announce = announce
+        self._started = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then say where."""
+        """Start, then say so."""
         await super().startup(sockets)
-        for server in self.servers:
-            for bound in server.sockets:
-                host, port = bound.getsockname()[:2]
-                self._announce(f"http://{host}:{port}")
-                return
+        self._started()
 
 
-async def _serve(context: Context, stopping: asyncio.Event, announce: Callable[[str], None]) -> None:
+async def _serve(
+    context: Context, listening: socket.socket, stopping: asyncio.Event, announce: Callable[[str], None]
+) -> None:
     config = uvicorn.Config(
         make_api(context, context.now),
-        host=context.settings.host,
-        port=context.settings.port,
         log_config=None,
         access_log=False,
         lifespan="off",
         server_header=False,
         timeout_graceful_shutdown=10,
-        h11_max_incomplete_event_size=64 * 1024,
     )
+    address = f"http://{context.settings.host}:{context.settings.port}"
+    server = _Server(config, lambda: announce(address))
+    ending = asyncio.create_task(_end(server, stopping))
     try:
-        await _Server(config, announce).serve()
+        await server.serve(sockets=[listening])
     finally:
         stopping.set()
+        await ending
+        listening.close()
+
+
+async def _end(server: uvicorn.Server, stopping: asyncio.Event) -> None:
+    await stopping.wait()
+    server.should_exit = True
 
 
 def _stop_on_signals(stopping: asyncio.Event) -> None:

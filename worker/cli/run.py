@@ -48,8 +48,6 @@ def _run(*, receive: bool, work: bool, port: int | None) -> None:
         run_for_ever(settings, receive=receive, work=work, announce=_announcement(settings, is_first=is_first))
     except* (NotReady, NoServer) as group:
         raise Failure(*(str(error) for error in group.exceptions)) from None
-    except* OSError as group:
-        raise Failure(*(f"cannot listen on {settings.host}:{settings.port}: {error}" for error in group.exceptions)) from None
 
 
 def _is_first_start() -> bool:
