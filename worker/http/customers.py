@@ -10,7 +10,7 @@ import msgspec
 from litestar import Controller, Request, Response, get
 from litestar.datastructures import State
 from litestar.openapi.spec import Example
-from litestar.params import Parameter
+from litestar.params import FromPath, QueryParameter
 from msgspec import Raw
 
 from worker.http.auth import Caller, app_guard
@@ -26,14 +26,14 @@ _JSON = "application/json"
 ById = "id"
 ByExternalId = "external_id"
 
-MemberId = Annotated[str | None, Parameter(query="member_id", description="only what this member has")]
+MemberId = Annotated[str | None, QueryParameter(name="member_id", description="only what this member has")]
 ExternalMemberId = Annotated[
-    str | None, Parameter(query="external_member_id", description="only what the member with this external id has")
+    str | None, QueryParameter(name="external_member_id", description="only what the member with this external id has")
 ]
 Reveal = Annotated[
     str | None,
-    Parameter(
-        query="reveal",
+    QueryParameter(
+        name="reveal",
         description="`keys`: whole license keys, for tokens that may read them",
         examples=[Example(value="keys")],
     ),
@@ -48,18 +48,18 @@ class CustomerController(Controller):
     tags = ["customers"]
 
     @get("/{customer_id:str}/state", summary="A customer's state, in Polar's shape (2026-10)", media_type=_JSON)
-    async def state(self, request: Request[Any, Any, State], customer_id: str) -> Response[bytes]:
+    async def state(self, request: Request[Any, Any, State], customer_id: FromPath[str]) -> Response[bytes]:
         """Return what Polar's own `GET /v1/customers/{id}/state` returns, kept fresh by every event."""
         return await _state(request, ById, customer_id)
 
     @get("/external/{external_id:str}/state", summary="The same, by your own id of the customer", media_type=_JSON)
-    async def state_external(self, request: Request[Any, Any, State], external_id: str) -> Response[bytes]:
+    async def state_external(self, request: Request[Any, Any, State], external_id: FromPath[str]) -> Response[bytes]:
         """Return the state of the customer with this external id, percent-encoded where it needs to be."""
         return await _state(request, ByExternalId, external_id)
 
     @get("/{customer_id:str}/entitlements", summary="All that a customer may use", media_type=_JSON)
     async def entitlements(
-        self, request: Request[Any, Any, State], customer_id: str, member_id: MemberId = None,
+        self, request: Request[Any, Any, State], customer_id: FromPath[str], member_id: MemberId = None,
         external_member_id: ExternalMemberId = None, reveal: Reveal = None,
     ) -> Response[bytes]:  # fmt: skip
         """Return one answer for each benefit that the customer has or had."""
@@ -67,7 +67,7 @@ class CustomerController(Controller):
 
     @get("/external/{external_id:str}/entitlements", summary="The same, by your own id", media_type=_JSON)
     async def entitlements_external(
-        self, request: Request[Any, Any, State], external_id: str, member_id: MemberId = None,
+        self, request: Request[Any, Any, State], external_id: FromPath[str], member_id: MemberId = None,
         external_member_id: ExternalMemberId = None, reveal: Reveal = None,
     ) -> Response[bytes]:  # fmt: skip
         """Return one answer for each benefit that the customer with this external id has or had."""
@@ -75,7 +75,7 @@ class CustomerController(Controller):
 
     @get("/{customer_id:str}/entitlements/{benefit:str}", summary="May this customer use this?", media_type=_JSON)
     async def entitlement(
-        self, request: Request[Any, Any, State], customer_id: str, benefit: str, member_id: MemberId = None,
+        self, request: Request[Any, Any, State], customer_id: FromPath[str], benefit: FromPath[str], member_id: MemberId = None,
         external_member_id: ExternalMemberId = None, reveal: Reveal = None,
     ) -> Response[bytes]:  # fmt: skip
         """Return the answer for a benefit: a key of the catalogue, or the id of a benefit at Polar."""
@@ -83,7 +83,7 @@ class CustomerController(Controller):
 
     @get("/external/{external_id:str}/entitlements/{benefit:str}", summary="The same, by your own id", media_type=_JSON)
     async def entitlement_external(
-        self, request: Request[Any, Any, State], external_id: str, benefit: str, member_id: MemberId = None,
+        self, request: Request[Any, Any, State], external_id: FromPath[str], benefit: FromPath[str], member_id: MemberId = None,
         external_member_id: ExternalMemberId = None, reveal: Reveal = None,
     ) -> Response[bytes]:  # fmt: skip
         """Return the answer for a benefit and the customer with this external id."""

@@ -14,6 +14,7 @@ import msgspec
 import sqlalchemy as sa
 from litestar import Request, Response, route
 from litestar.datastructures import State
+from litestar.params import FromPath
 from litestar.response import Stream
 from litestar.status_codes import HTTP_200_OK, HTTP_206_PARTIAL_CONTENT, HTTP_302_FOUND
 
@@ -33,7 +34,7 @@ _NOT_CACHED = {"cache-control": "private, no-store", "referrer-policy": "no-refe
 
 @route("/downloads/{token:str}", http_method=["GET", "HEAD"], tags=["downloads"], status_code=200,
        summary="Fetch a file that a live grant gives", media_type="application/octet-stream")  # fmt: skip
-async def download(request: Request[Any, Any, State], token: str) -> Response[Any]:
+async def download(request: Request[Any, Any, State], token: FromPath[str]) -> Response[Any]:
     """Return the file with range requests, or a redirect to storage that ends within a minute."""
     context: Context = request.app.state.context
     known = context.tokens.read(token)

@@ -6,6 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 from litestar import Controller, Request, Response, get, post
 from litestar.datastructures import State
+from litestar.params import FromPath
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from worker import metrics
@@ -29,7 +30,7 @@ class OpsController(Controller):
     tags = ["ops"]
 
     @post("/deliveries/{webhook_id:str}/replay", status_code=200, summary="Process a stored delivery again")
-    async def replay(self, request: Request[Any, Any, State], webhook_id: str) -> dict[str, Any]:
+    async def replay(self, request: Request[Any, Any, State], webhook_id: FromPath[str]) -> dict[str, Any]:
         """Process the delivery again, now, as a new attempt. It is never refused as a duplicate."""
         context: Context = request.app.state.context
         webhook_id = name_of(webhook_id)
