@@ -17,7 +17,7 @@ def parse_duration(text: object) -> timedelta:
     """
     if isinstance(text, timedelta):
         return text
-    if text == 0 or text == "0":
+    if text in (0, "0"):
         return timedelta()
     written = str(text).replace(" ", "")
     parts = _FORM.findall(written)

@@ -100,7 +100,9 @@ class Settings(BaseSettings):
         timedelta(minutes=10), description="how often to look again where a customer or the merchant must act"
     )
     call_timeout: Duration = Field(timedelta(seconds=10), description="longest call to a platform")
-    sweep_every: Duration = Field(timedelta(seconds=1), description="how often the sweep looks for what was left behind")
+    sweep_every: Duration = Field(
+        timedelta(seconds=1), description="how often the sweep looks for what was left behind"
+    )
     sweep_after: Duration = Field(timedelta(seconds=3), description="age at which waiting work counts as left behind")
     worker_slots: int = Field(50, ge=1, description="jobs that one worker runs at once")
     connector_calls: int = Field(32, ge=1, description="calls to one platform that one worker makes at once")
@@ -112,11 +114,11 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic's own signature
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read no `.env` file and no secrets folder: the environment is the one place."""
         return init_settings, env_settings
@@ -205,7 +207,7 @@ def development_file(settings: Settings) -> Path:
 
 
 def _with_generated(settings: Settings) -> Settings:
-    """Fill what development leaves out with values made once and kept in the data folder, readable by the owner only."""
+    """Fill what development leaves out with values made once and kept in the data folder for its owner only."""
     path = development_file(settings)
     if path.exists():
         kept = json.loads(path.read_text())

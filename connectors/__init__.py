@@ -1,4 +1,4 @@
-"""How benefits reach people: one file a connector, one line here. The key is the file's name and the catalogue's word."""
+"""How benefits reach people: one file a connector, one line here. The key is the file's name and the catalogue's."""
 
 from typing import Any
 

@@ -5,11 +5,10 @@ import hmac
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from pydantic import Field, model_validator
-from typing import Self
 
 from config.catalogue import BenefitConfig, Per
 from config.durations import Duration
@@ -29,7 +28,7 @@ _VALUES: dict[str, Callable[[Recipient], str | None]] = {
 }
 
 
-class Config(BenefitConfig):
+class Terms(BenefitConfig):
     """A link, or a note in Markdown."""
 
     url: str | None = Field(default=None, description="an address, with placeholders like {customer.email}")
@@ -56,7 +55,7 @@ class Config(BenefitConfig):
 class CustomLink:
     """Gives a link or a note; what it leads to is behind the merchant's own page, or behind nothing."""
 
-    Config: ClassVar = Config
+    Config: ClassVar[type[BenefitConfig]] = Terms
     per: ClassVar[Per] = "customer"
     dynamic: ClassVar[bool] = True
 
@@ -64,17 +63,19 @@ class CustomLink:
         self._passes = tools.passes
 
     @staticmethod
-    def missing(config: Config, settings: Settings) -> list[str]:
+    def missing(config: Terms, settings: Settings) -> list[str]:
         """Return what the settings lack for this benefit."""
         if config.sign and not settings.link_secret.get_secret_value():
-            return ["ALMONER_LINK_SECRET is missing: it signs the address, and your page checks it with the same secret"]
+            return [
+                "ALMONER_LINK_SECRET is missing: it signs the address, and your page checks it with the same secret"
+            ]
         return []
 
-    def resource(self, to: Recipient, config: Config) -> str:
+    def resource(self, to: Recipient, config: Terms) -> str:
         """Return the name of this customer's link."""
         return ":".join(["custom_link", config.benefit, to.customer_id, to.member_id or "", to.purchase or ""])
 
-    async def grant(self, to: Recipient, config: Config, held: Receipt | None) -> Receipt:  # noqa: ARG002 - made anew each time
+    async def grant(self, to: Recipient, config: Terms, held: Receipt | None) -> Receipt:  # noqa: ARG002 - made anew each time
         """Write the customer's data into the link, and open the pass."""
         resource = self.resource(to, config)
         data: dict[str, Any] = {"note": _render(config.note, to, _in_markdown)}
@@ -144,7 +145,9 @@ def verify_link(url: str, secret: str, now: datetime) -> bool:
 
 def _signature(unsigned: str, secret: str) -> str:
     # The fragment never reaches the page, so it is not signed.
-    return hmac.new(secret.encode(), urlsplit(unsigned)._replace(fragment="").geturl().encode(), hashlib.sha256).hexdigest()
+    return hmac.new(
+        secret.encode(), urlsplit(unsigned)._replace(fragment="").geturl().encode(), hashlib.sha256
+    ).hexdigest()
 
 
 def _with_query(url: str, pairs: list[tuple[str, str]]) -> str:

@@ -3,11 +3,10 @@
 import asyncio
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 from urllib.parse import quote
 
 from pydantic import Field, field_validator, model_validator
-from typing import Self
 
 from config.catalogue import BenefitConfig, Per
 from config.settings import Settings
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 _LONGEST_LINK_SECONDS = 60
 
 
-class Config(BenefitConfig):
+class Terms(BenefitConfig):
     """Files in a folder, or in a bucket."""
 
     folder: str | None = Field(default=None, description="a local folder")
@@ -66,7 +65,7 @@ def is_safe(name: str) -> bool:
 class FileDownload:
     """Gives files by links that are checked against the live grant at every click."""
 
-    Config: ClassVar = Config
+    Config: ClassVar[type[BenefitConfig]] = Terms
     per: ClassVar[Per] = "customer"
     dynamic: ClassVar[bool] = True
 
@@ -78,15 +77,15 @@ class FileDownload:
         self._s3: S3Client | None = None
 
     @staticmethod
-    def missing(_config: Config, _settings: Settings) -> list[str]:
+    def missing(_config: Terms, _settings: Settings) -> list[str]:
         """Return what the settings lack for this benefit: credentials are read as every AWS tool reads them."""
         return []
 
-    def resource(self, to: Recipient, config: Config) -> str:
+    def resource(self, to: Recipient, config: Terms) -> str:
         """Return the name of this customer's way to the files."""
         return ":".join(["file_download", config.benefit, to.customer_id, to.member_id or "", to.purchase or ""])
 
-    async def grant(self, to: Recipient, config: Config, held: Receipt | None) -> Receipt:  # noqa: ARG002 - made anew each time
+    async def grant(self, to: Recipient, config: Terms, held: Receipt | None) -> Receipt:  # noqa: ARG002 - made anew each time
         """Look that every file is there, list them, and open the pass. Raises ActionRequired for a missing file."""
         data: dict[str, Any] = {"folder": config.folder} if config.folder else _bucket(config)
         size_of = self._size_in_folder if config.folder else self._size_in_bucket
@@ -128,14 +127,14 @@ class FileDownload:
             ExpiresIn=min(seconds, _LONGEST_LINK_SECONDS),
         )
 
-    async def _size_in_folder(self, config: Config, name: str) -> int:
+    async def _size_in_folder(self, config: Terms, name: str) -> int:
         path = local_path({"folder": config.folder, "files": [{"name": name}]}, name)
         try:
             return (await asyncio.to_thread(path.stat)).st_size
         except OSError:
             raise _missing_file(config, name, f"the folder {config.folder}") from None
 
-    async def _size_in_bucket(self, config: Config, name: str) -> int:
+    async def _size_in_bucket(self, config: Terms, name: str) -> int:
         from botocore.exceptions import BotoCoreError, ClientError
 
         client = await self._client()
@@ -148,7 +147,7 @@ class FileDownload:
             raise Unavailable(f"the storage cannot be reached: {type(error).__name__}") from None
         return found["ContentLength"]
 
-    def _storage_error(self, response: Any, config: Config, name: str) -> ConnectorError:  # noqa: ANN401 - botocore's
+    def _storage_error(self, response: Any, config: Terms, name: str) -> ConnectorError:  # noqa: ANN401 - botocore's
         answer = response.get("ResponseMetadata", {})
         status = int(answer.get("HTTPStatusCode", 500))
         if status == 404:
@@ -189,12 +188,14 @@ def _make_client(settings: Settings) -> "S3Client":
     )
 
 
-def _bucket(config: Config) -> dict[str, Any]:
+def _bucket(config: Terms) -> dict[str, Any]:
     return {"bucket": config.bucket, "key_prefix": config.key_prefix}
 
 
-def _missing_file(config: Config, name: str, where: str) -> ActionRequired:
-    return ActionRequired(f"the file {name} of benefit {config.benefit} is not in {where}; put it there", who="merchant")
+def _missing_file(config: Terms, name: str, where: str) -> ActionRequired:
+    return ActionRequired(
+        f"the file {name} of benefit {config.benefit} is not in {where}; put it there", who="merchant"
+    )
 
 
 def _listed(data: dict[str, Any], name: str) -> None:

@@ -15,7 +15,7 @@ from connectors.base import Holding, LicenseKey, Presentation, Receipt, Recipien
 _NAMESPACE = UUID("c0a5f3d2-8b1e-5f47-9e0a-6d3b2a1c4e5f")
 
 
-class Config(BenefitConfig):
+class Terms(BenefitConfig):
     """A kind of license key."""
 
     prefix: str = Field(default="", max_length=40, description="stands before the key: PREFIX-XXXXXXXX-...")
@@ -35,7 +35,7 @@ class Config(BenefitConfig):
 class LicenseKeyConnector:
     """Issues license keys; the same key comes back when the benefit does."""
 
-    Config: ClassVar = Config
+    Config: ClassVar[type[BenefitConfig]] = Terms
     per: ClassVar[Per] = "purchase"
     dynamic: ClassVar[bool] = False
 
@@ -44,15 +44,15 @@ class LicenseKeyConnector:
         self._now = tools.now
 
     @staticmethod
-    def missing(_config: Config, _settings: Settings) -> list[str]:
+    def missing(_config: Terms, _settings: Settings) -> list[str]:
         """Return what the settings lack for this benefit: nothing."""
         return []
 
-    def resource(self, to: Recipient, config: Config) -> str:
+    def resource(self, to: Recipient, config: Terms) -> str:
         """Return the name of the one key of this customer, member and purchase."""
         return ":".join(["license_key", config.benefit, to.customer_id, to.member_id or "", to.purchase or ""])
 
-    async def grant(self, to: Recipient, config: Config, held: Receipt | None) -> Receipt:  # noqa: ARG002 - the store knows
+    async def grant(self, to: Recipient, config: Terms, held: Receipt | None) -> Receipt:  # noqa: ARG002 - the store knows
         """Issue the key, or revive the one that there is, with the limits of today."""
         resource = self.resource(to, config)
         issued = await self._keys.issue(

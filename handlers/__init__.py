@@ -70,3 +70,6 @@ IGNORED: dict[str, str] = {
     "discount.deleted": "discounts change prices, not what is owed",
     "organization.updated": "the organization's own settings change nobody's benefits",
 }
+
+UNKNOWN_TYPE = "this version of Almoner does not know the type; replay after an upgrade"
+"""The reason that is kept with a type that stands nowhere above."""

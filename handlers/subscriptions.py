@@ -1,4 +1,4 @@
-"""What `subscription.*` events change. The name of the event is not asked: status and dates are facts, names are not."""
+"""What `subscription.*` events change. Status and dates are facts; the name of the event is not asked."""
 
 from msgspec import Struct
 

@@ -1,0 +1,1 @@
+"""The running service: it joins what events mean with how benefits reach people."""

@@ -148,8 +148,9 @@ def entitlements(
         by_benefit.setdefault(grant["benefit"], []).append(grant)
     for key, rows in by_benefit.items():
         known = catalogue.benefits.get(key)
-        answers[key] = _answer(key, known.description if known else key, state.as_of, [_grant(row, state, offer) for row in rows],
-                               rows[0]["connector"])  # fmt: skip
+        shown = [_grant(row, state, offer) for row in rows]
+        description = known.description if known else key
+        answers[key] = _answer(key, description, state.as_of, shown, rows[0]["connector"])
         ends += [row["valid_until"] for row in rows if row["wanted"] and row["valid_until"]]
     answers |= _polar_answers(state, offered)
     completed = sorted(key for key, rows in by_benefit.items() if any(row["connector"] in dynamic for row in rows))

@@ -25,7 +25,7 @@ from worker.http.api import make_api
 from worker.http.context import Context
 from worker.http.present import DownloadTokens
 from worker.pipeline import Pipeline, Trigger
-from worker.queue import Queue
+from worker.queue import Job, Queue
 from worker.store import grants
 from worker.store.database import Database
 from worker.store.migrate import migrate, needs_migration
@@ -162,7 +162,7 @@ async def run(
     *,
     receive: bool,
     work: bool,
-    announce: Callable[[str], None] = lambda address: None,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run the receiver, the worker, or both in one process, until SIGTERM or SIGINT.
 
@@ -190,7 +190,7 @@ async def run(
                 tasks.create_task(server.watch(stopping))
             if work:
                 tasks.create_task(service.pipeline.sweep_for_ever(stopping))
-                jobs = {"process": service.pipeline.process, "settle": service.pipeline.settle}
+                jobs: dict[str, Job] = {"process": service.pipeline.process, "settle": service.pipeline.settle}
                 tasks.create_task(queue.work(jobs, slots=settings.worker_slots, stopping=stopping))
             if listening:
                 tasks.create_task(_serve(_context(service, queue), listening, stopping, announce))
@@ -278,7 +278,7 @@ def _stop_on_signals(stopping: asyncio.Event) -> None:
 
 
 def run_for_ever(
-    settings: Settings, *, receive: bool, work: bool, announce: Callable[[str], None] = lambda address: None
+    settings: Settings, *, receive: bool, work: bool, announce: Callable[[str], None] = lambda _: None
 ) -> None:
     """Run until a signal comes, on uvloop where there is one."""
     try:

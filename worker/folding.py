@@ -16,14 +16,14 @@ import structlog
 
 from config.catalogue import Catalogue
 from config.settings import Settings
-from handlers import HANDLERS, IGNORED, MIRRORED
+from handlers import HANDLERS, IGNORED, MIRRORED, UNKNOWN_TYPE
 from handlers import state as facts
 from handlers.events import Event, MalformedEvent, Offering, PolarBenefit, parse, read
 from handlers.state import CustomerState
 from worker import answers
-from worker.reconcile import Entitlement, Held, entitled, next_edge, plan, target_of, recipient
+from worker.reconcile import Entitlement, Held, entitled, next_edge, plan, recipient, target_of
 from worker.store import customers, grants, inbox
-from worker.store.inbox import Outcome
+from worker.store.inbox import Locked, Outcome
 from worker.store.models import DeliveryStatus, GrantStatus
 
 log = structlog.get_logger()
@@ -67,7 +67,7 @@ class Folded:
 class _Work:
     """A pending delivery on its way."""
 
-    row: Any
+    row: Locked
     event: Event
     customer_id: str
 
@@ -102,10 +102,10 @@ def refresh(connection: sa.Connection, customer_ids: Iterable[str], rules: Rules
 
 
 def _route(
-    connection: sa.Connection, rows: Sequence[Any], folded: Folded, rules: Rules, now: datetime
+    connection: sa.Connection, rows: Sequence[Locked], folded: Folded, rules: Rules, now: datetime
 ) -> list[_Work]:
     """Read each event and find its customer; what is nobody's is finished here."""
-    owned: list[tuple[Any, Event, _Owned]] = []
+    owned: list[tuple[Locked, Event, _Owned]] = []
     for row in rows:
         try:
             event = parse(row.webhook_id, row.body)
@@ -115,7 +115,7 @@ def _route(
             elif event.type in HANDLERS:
                 owned.append((row, event, read(event, _Owned)))
             else:
-                reason = IGNORED.get(event.type, "this version of Almoner does not know the type; replay after an upgrade")
+                reason = IGNORED.get(event.type, UNKNOWN_TYPE)
                 folded.outcomes.append(_finished(row, DeliveryStatus.IGNORED, now, reason=reason))
         except MalformedEvent as error:
             folded.outcomes.append(_finished(row, DeliveryStatus.DEAD, now, reason=str(error)))
@@ -178,19 +178,19 @@ def _mirror(connection: sa.Connection, event: Event, now: datetime) -> None:
 
 
 def _finished(
-    row: Any, status: DeliveryStatus, now: datetime, *, reason: str | None = None, customer_id: str | None = None
-) -> Outcome:  # fmt: skip
+    row: Locked, status: DeliveryStatus, now: datetime, *, reason: str | None = None, customer_id: str | None = None
+) -> Outcome:
     return Outcome(row.id, status, row.attempts + 1, now, customer_id, reason)
 
 
-def _waiting(row: Any, object_id: str, settings: Settings, now: datetime) -> Outcome:
+def _waiting(row: Locked, object_id: str, settings: Settings, now: datetime) -> Outcome:
     """Wait for the object to become known, and in the end say that it never did."""
     reason = f"nobody is known yet as the owner of {object_id}; it is processed as soon as an event tells"
     return _later(row, settings, now, reason=reason, waits_for=object_id)
 
 
 def _later(
-    row: Any, settings: Settings, now: datetime, *, reason: str, waits_for: str | None = None,
+    row: Locked, settings: Settings, now: datetime, *, reason: str, waits_for: str | None = None,
     customer_id: str | None = None,
 ) -> Outcome:  # fmt: skip
     attempts = row.attempts + 1
@@ -201,9 +201,9 @@ def _later(
 
 
 def backoff(attempts: int, settings: Settings) -> timedelta:
-    """Return how long to wait after this many failed attempts: doubled each time, capped, with 50 to 100 % of it drawn."""
+    """Return how long to wait after this many failed attempts: doubled each time, capped, 50 to 100 % of it drawn."""
     full = min(settings.retry_base * 2 ** min(attempts - 1, 30), settings.retry_cap)
-    return full * random.uniform(0.5, 1)  # noqa: S311 - spreads retries, hides nothing
+    return timedelta(seconds=full.total_seconds() * random.uniform(0.5, 1))  # noqa: S311 - hides nothing
 
 
 def _reconcile(
@@ -406,7 +406,7 @@ def links_of(state: CustomerState) -> set[tuple[str, str, str]]:
 
 
 def would_take(connection: sa.Connection, customer_ids: Sequence[str], rules: Rules, now: datetime) -> tuple[int, int]:
-    """Return how many grants of these customers the catalogue would take back, of how many live ones; change nothing."""
+    """Return how many grants of these customers the catalogue would take back, of how many live ones."""
     states = customers.facts(connection, customer_ids)
     manual = customers.manual_of(connection, customer_ids)
     held = grants.of_customers(connection, customer_ids)

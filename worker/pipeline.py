@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -98,7 +99,7 @@ class Pipeline:
             group, self._arrivals = self._arrivals, []
             arrivals = [arrival for arrival, _ in group]
             try:
-                answers = await self.database.write(lambda connection, group=arrivals: inbox.take_in(connection, group))
+                answers = await self.database.write(partial(inbox.take_in, arrivals=arrivals))
             except Exception as error:  # noqa: BLE001 - each sender gets it
                 if len(group) > 1:
                     await asyncio.gather(*(self._accept_alone(arrival, done) for arrival, done in group))
@@ -305,16 +306,13 @@ class Pipeline:
         rules, now = Rules(self.settings, catalogue, self._offer, frozenset()), self.now()
         taken = live = 0
         after = ""
-        while ids := await self.database.read(
-            lambda connection, start=after: customers.made_with_another(
-                connection, catalogue.digest, limit=500, after=start
-            )
-        ):
-            part = await self.database.read(
-                lambda connection, some=ids: folding.would_take(connection, some, rules, now)
-            )
+        while True:
+            others = partial(customers.made_with_another, digest=catalogue.digest, limit=500, after=after)
+            ids = await self.database.read(others)
+            if not ids:
+                return taken, live
+            part = await self.database.read(partial(folding.would_take, customer_ids=ids, rules=rules, now=now))
             taken, live, after = taken + part[0], live + part[1], ids[-1]
-        return taken, live
 
     async def drain(self, *, rounds: int = 1000) -> None:
         """Do all that is due now, with no queue: for tests, and for commands that act by themselves."""

@@ -35,7 +35,7 @@ _WAKE = "almoner:wake"
 _POLL_SECONDS = 1.0
 _JOB_SECONDS = 60
 
-Job = Callable[[list[Any]], Awaitable[object]]
+Job = Callable[[Any], Awaitable[object]]
 
 
 def _dump(job: dict[str, Any]) -> bytes:
@@ -91,7 +91,7 @@ class Queue:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._redis.aclose()  # type: ignore[attr-defined]
+        await self._redis.aclose()
 
     async def work(self, jobs: dict[str, Job], *, slots: int, stopping: asyncio.Event) -> None:
         """Run jobs until `stopping`, through every restart of Redis."""
@@ -120,7 +120,7 @@ class Queue:
             except Exception:
                 log.exception("the worker failed; starting it again")
             finally:
-                await redis.aclose()  # type: ignore[attr-defined]
+                await redis.aclose()
             try:
                 async with asyncio.timeout(0.5):
                     await stopping.wait()
@@ -128,7 +128,7 @@ class Queue:
                 continue
 
 
-def _job(name: str, job: Job) -> Callable[..., Awaitable[None]]:
+def _job(name: str, job: Job) -> Any:  # noqa: ANN401 - arq's own protocol for a coroutine
     async def run(_ctx: dict[Any, Any], ids: list[Any]) -> None:
         try:
             await job(ids)
@@ -145,7 +145,7 @@ class _Worker(Worker):
     async def work(self, stopping: asyncio.Event) -> None:
         """Run until `stopping`, then let running jobs finish. Raises what the connection raises."""
         self.loop = asyncio.get_running_loop()
-        self.after_job_end = self._wake_if_full
+        self.after_job_end = self._wake_if_full  # type: ignore[assignment]
         self._wake = asyncio.Event()
         listening = asyncio.create_task(self._listen())
         ending = asyncio.create_task(stopping.wait())

@@ -143,14 +143,18 @@ def _by_polar_grants(
         elif paying and paying.data.status == "trialing" and grant.granted:
             standing = "trialing" if benefit.trials else None
         if standing:
-            yield grant.member_id, grant.subscription_id or grant.order_id, Because(
-                source="polar_grant",
-                id=grant.id,
-                delivery=grant.delivery,
-                subscription_id=grant.subscription_id,
-                order_id=grant.order_id,
-                standing=standing,
-                until=until,
+            yield (
+                grant.member_id,
+                grant.subscription_id or grant.order_id,
+                Because(
+                    source="polar_grant",
+                    id=grant.id,
+                    delivery=grant.delivery,
+                    subscription_id=grant.subscription_id,
+                    order_id=grant.order_id,
+                    standing=standing,
+                    until=until,
+                ),
             )
 
 
@@ -164,13 +168,17 @@ def _by_subscriptions(
         if not standing:
             continue
         if one.data.seats is None:
-            yield None, one.data.id, Because(
-                source="subscription",
-                id=one.data.id,
-                subscription_id=one.data.id,
-                delivery=one.delivery,
-                standing=standing,
-                until=until,
+            yield (
+                None,
+                one.data.id,
+                Because(
+                    source="subscription",
+                    id=one.data.id,
+                    subscription_id=one.data.id,
+                    delivery=one.delivery,
+                    standing=standing,
+                    until=until,
+                ),
             )
         else:
             yield from _by_seats(state, one.data, standing, until)
@@ -211,8 +219,10 @@ def _by_orders(benefit: Benefit, state: CustomerState) -> Iterator[Reason]:
         if order.status == "void" or order.id in taken_back:
             continue
         if order.seats is None:
-            yield None, order.id, Because(
-                source="order", id=order.id, order_id=order.id, delivery=known.delivery, standing="active"
+            yield (
+                None,
+                order.id,
+                Because(source="order", id=order.id, order_id=order.id, delivery=known.delivery, standing="active"),
             )
         else:
             yield from _by_seats(state, order, "active", None)
@@ -226,26 +236,34 @@ def _by_seats(
         seat = known.data
         if seat.status != "claimed" or purchase.id not in {seat.subscription_id, seat.order_id} or not seat.member_id:
             continue
-        yield seat.member_id, purchase.id, Because(
-            source="seat",
-            id=seat.id,
-            subscription_id=seat.subscription_id,
-            order_id=seat.order_id,
-            delivery=known.delivery,
-            standing=standing,
-            until=until,
+        yield (
+            seat.member_id,
+            purchase.id,
+            Because(
+                source="seat",
+                id=seat.id,
+                subscription_id=seat.subscription_id,
+                order_id=seat.order_id,
+                delivery=known.delivery,
+                standing=standing,
+                until=until,
+            ),
         )
 
 
 def _by_hand(benefit: Benefit, state: CustomerState, now: datetime) -> Iterator[Reason]:
     for manual in state.manual.values():
         if manual.benefit == benefit.key and not (manual.ends_at and manual.ends_at <= now):
-            yield manual.member_id, None, Because(
-                source="manual",
-                id=manual.id,
-                standing="manual",
-                until=manual.ends_at,
-                note=f"{manual.reason} (by {manual.by})",
+            yield (
+                manual.member_id,
+                None,
+                Because(
+                    source="manual",
+                    id=manual.id,
+                    standing="manual",
+                    until=manual.ends_at,
+                    note=f"{manual.reason} (by {manual.by})",
+                ),
             )
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from worker.pipeline import PROCESS_BATCH, Pipeline
 from worker.store import inbox
@@ -19,9 +20,7 @@ class Replayed:
     statuses: Counter[str] = field(default_factory=Counter)
 
 
-async def replay(
-    pipeline: Pipeline, chosen: Filter, *, progress: Callable[[int], None] = lambda count: None
-) -> Replayed:
+async def replay(pipeline: Pipeline, chosen: Filter, *, progress: Callable[[int], None] = lambda _: None) -> Replayed:
     """Process all chosen deliveries again, oldest first, a batch at a time; memory stays flat.
 
     `progress` is called with the size of each finished batch. What grants must change is settled as always: by a
@@ -31,11 +30,11 @@ async def replay(
     last = 0
     # Fixed at the start: what is received meanwhile is processed anyway.
     until = await pipeline.database.read(inbox.last_id)
-    while ids := await pipeline.database.write(
-        lambda connection, after=last: inbox.reopen(
-            connection, chosen, pipeline.now(), after=after, until=until, limit=PROCESS_BATCH
-        )
-    ):
+    while True:
+        chunk = partial(inbox.reopen, chosen=chosen, now=pipeline.now(), after=last, until=until, limit=PROCESS_BATCH)
+        ids = await pipeline.database.write(chunk)
+        if not ids:
+            return done
         folded = await pipeline.process(ids)
         done.deliveries += len(ids)
         done.given += folded.given
@@ -43,6 +42,3 @@ async def replay(
         done.statuses.update(outcome.status.value for outcome in folded.outcomes)
         last = ids[-1]
         progress(len(ids))
-    return done
-
-

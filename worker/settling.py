@@ -218,9 +218,7 @@ def save(connection: sa.Connection, results: Iterable[Result], rules: Rules, now
     return settled
 
 
-def _columns(
-    result: Result, row: Mapping[str, Any], rules: Rules, now: datetime, settled: Settled
-) -> dict[str, Any]:
+def _columns(result: Result, row: Mapping[str, Any], rules: Rules, now: datetime, settled: Settled) -> dict[str, Any]:
     """Return the grant's new columns. What was given or taken is always noted, even where the will has changed since."""
     kept = {name: row[name] for name in grants.SETTLED}
     kept["receipt"] = _encode(result.receipt).decode() if result.receipt else None
@@ -232,7 +230,13 @@ def _columns(
         return kept
     if result.error:
         return kept | _failure(result.error, row, rules, now)
-    kept |= {"attempts": 0, "who": None, "reason": None, "settled_generation": row["generation"], "next_attempt_at": None}
+    kept |= {
+        "attempts": 0,
+        "who": None,
+        "reason": None,
+        "settled_generation": row["generation"],
+        "next_attempt_at": None,
+    }
     was = row["status"]
     if result.what == "revoked":
         kept |= {"status": GrantStatus.REVOKED, "revoked_at": now, "resource": None}

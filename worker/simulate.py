@@ -348,9 +348,7 @@ def _tell(told: Scenario, world: World, seed: int, begins: datetime) -> list[Sim
     return story.events
 
 
-def arrange(
-    events: Sequence[SimulatedEvent], *, shuffle: bool, duplicate: float, seed: int
-) -> list[SimulatedEvent]:
+def arrange(events: Sequence[SimulatedEvent], *, shuffle: bool, duplicate: float, seed: int) -> list[SimulatedEvent]:
     """Return the events out of order, and a share of them twice: what Polar does on a bad day."""
     drawn = random.Random(seed)  # noqa: S311 - as above
     arranged = list(events)
@@ -388,7 +386,9 @@ def _key(secret: str, scheme: Literal["standard", "legacy"]) -> bytes:
             raise ValueError("no prefix")
         return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
     except ValueError:
-        raise ValueError("a standard signature needs a secret of the form whsec_<base64>; use the legacy scheme") from None
+        raise ValueError(
+            "a standard signature needs a secret of the form whsec_<base64>; use the legacy scheme"
+        ) from None
 
 
 def default_scheme(secret: str) -> Literal["standard", "legacy"]:

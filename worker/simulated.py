@@ -149,9 +149,7 @@ _ORDER_SUBSCRIPTION = (
 )  # fmt: skip
 
 
-def order(
-    ids: Ids, buyer: Object, product: Object, at: datetime, *, reason: str, paid_for: Object | None
-) -> Object:
+def order(ids: Ids, buyer: Object, product: Object, at: datetime, *, reason: str, paid_for: Object | None) -> Object:
     """An order, still unpaid; `paid_for` is its subscription."""
     brief = {k: v for k, v in product.items() if k not in {"prices", "benefits", "medias", "attached_custom_fields",
                                                            "is_deletable"}}  # fmt: skip

@@ -7,14 +7,23 @@ from pydantic import SecretStr
 
 from config.durations import format_duration
 from config.settings import PREFIX, Settings
-from worker.cli.output import Failure, catalogue_or_fail, console, print_json, print_table, run, service, settings_or_fail
+from worker.cli.output import (
+    Failure,
+    catalogue_or_fail,
+    console,
+    print_json,
+    print_table,
+    run,
+    service,
+    settings_or_fail,
+)
 from worker.verify import fingerprint
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
 
 def check(as_json: AsJson = False) -> None:
-    """Read the settings and the benefits file, say what is wrong, and what the file would change. Secrets are hidden."""
+    """Read the settings and the benefits file, say what is wrong and what it would change; secrets are hidden."""
     settings = settings_or_fail()
     catalogue = catalogue_or_fail(settings)
     shown = _shown(settings)

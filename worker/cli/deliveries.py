@@ -23,7 +23,7 @@ from worker.cli.output import (
 app = typer.Typer(help="Deliveries: every webhook that was received, and what became of it.", no_args_is_help=True)
 
 Status = Annotated[str | None, typer.Option(help="pending, done, ignored or dead.")]
-Type = Annotated[str | None, typer.Option(help="An event type, like order.paid.")]
+Type = Annotated[str | None, typer.Option("--type", help="An event type, like order.paid.")]
 Customer = Annotated[str | None, typer.Option(help="A customer's id or external id.")]
 Since = Annotated[str | None, typer.Option(help="Received since: a time, or how long ago, like 2h.")]
 Until = Annotated[str | None, typer.Option(help="Received before: a time, or how long ago.")]
@@ -50,7 +50,7 @@ async def _filter(opened: Any, status: str | None, type_: str | None, customer: 
 
 @app.command("list")
 def list_deliveries(
-    status: Status = None, type_: Annotated[str | None, typer.Option("--type", help="An event type, like order.paid.")] = None,
+    status: Status = None, type_: Type = None,
     customer: Customer = None, since: Since = None, until: Until = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
     as_json: AsJson = False,
@@ -63,9 +63,9 @@ def list_deliveries(
 
         async with service(settings) as opened:
             chosen = await _filter(opened, status, type_, customer, since, until)
-            return await opened.database.read(
-                lambda connection: (inbox.listed(connection, chosen, limit=limit), inbox.balance(connection))
-            )
+            rows = await opened.database.read(lambda connection: inbox.listed(connection, chosen, limit=limit))
+            balance: dict[str, int] = await opened.database.read(inbox.balance)
+            return rows, balance
 
     rows, balance = run(look())
     if as_json:
@@ -123,7 +123,7 @@ def _hide(value: Any) -> Any:  # noqa: ANN401 - a JSON value
 
 def replay_deliveries(
     webhook_ids: Annotated[list[str] | None, typer.Argument(help="webhook-ids; or choose by options.")] = None,
-    status: Status = None, type_: Annotated[str | None, typer.Option("--type", help="An event type, like order.paid.")] = None,
+    status: Status = None, type_: Type = None,
     customer: Customer = None, since: Since = None, until: Until = None,
     everything: Annotated[bool, typer.Option("--all", help="All deliveries.")] = False,
     as_json: AsJson = False,

@@ -36,7 +36,9 @@ async def _customer(opened: Any, name: str) -> str:  # noqa: ANN401 - Service
 
 @app.command("list")
 def list_grants(
-    status: Annotated[str | None, typer.Option(help="granted, granting, pending, action_required, revoking, ...")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="granted, granting, pending, action_required, revoking, ...")
+    ] = None,
     benefit: Annotated[str | None, typer.Option(help="A benefit's key.")] = None,
     customer: Annotated[str | None, typer.Option(help="A customer's id or external id.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
@@ -113,7 +115,9 @@ def give(
     customer: Customer,
     benefit: Annotated[str, typer.Argument(help="A benefit's key.")],
     reason: Annotated[str, typer.Option(help="Why; shown wherever the grant is.")],
-    until: Annotated[str | None, typer.Option(help="When it ends, like 2027-01-31; without it, when withdrawn.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="When it ends, like 2027-01-31; without it, when withdrawn.")
+    ] = None,
     member: Annotated[str | None, typer.Option(help="A member's id, where it is for one of a team.")] = None,
 ) -> None:
     """Give a benefit by hand, with a reason and an end."""

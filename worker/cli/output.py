@@ -24,7 +24,7 @@ console_err = Console(stderr=True)
 NOT_FOUND = 3
 
 
-class Failure(Exception):  # noqa: N818 - what a command ends with
+class Failure(Exception):
     """A command cannot do what was asked; `sentences` are printed and `code` is the exit code."""
 
     def __init__(self, *sentences: str, code: int = 1) -> None:

@@ -75,7 +75,11 @@ def _announcement(settings: Settings, *, is_first: bool) -> Callable[[str], None
             for secret in settings.webhook_secrets:
                 say(f"    webhook secret  {escape(secret.get_secret_value())}", highlight=False, soft_wrap=True)
             for token in (*settings.api_tokens, *settings.ops_tokens):
-                say(f"    token, {token.name:<9}{escape(token.value.get_secret_value())}", highlight=False, soft_wrap=True)
+                say(
+                    f"    token, {token.name:<9}{escape(token.value.get_secret_value())}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
         say("  Try it from another terminal: [bold].venv/bin/almoner simulate purchase[/]", highlight=False)
 
     return announce

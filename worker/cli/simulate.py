@@ -137,7 +137,9 @@ def _running(environment: dict[str, str], root: Path) -> Iterator[str]:
     began = time.monotonic()
     process = subprocess.Popen(command, env=environment, cwd=root, stderr=subprocess.PIPE, text=True)  # noqa: S603 - ourselves
     try:
-        console.print("[bold]1.[/] [cyan]almoner up[/]: one process, SQLite, an embedded queue; nothing else to install.")
+        console.print(
+            "[bold]1.[/] [cyan]almoner up[/]: one process, SQLite, an embedded queue; nothing else to install."
+        )
         said: list[str] = []
         for line in process.stderr or ():
             said.append(line)
@@ -166,7 +168,9 @@ def _tell(client: httpx.Client, address: str) -> None:
     bought = next(number for number, event in enumerate(story) if event.type == "benefit_grant.created") + 2
     external_id = story[0].external_id
 
-    console.print(f"\n[bold]2.[/] Customer [cyan]{external_id}[/] subscribes at Polar, which sends {bought} signed webhooks.")
+    console.print(
+        f"\n[bold]2.[/] Customer [cyan]{external_id}[/] subscribes at Polar, which sends {bought} signed webhooks."
+    )
     began = time.monotonic()
     _post(story[:bought], address)
     answers = _await(client, external_id, entitled=True)
@@ -177,7 +181,10 @@ def _tell(client: httpx.Client, address: str) -> None:
     console.print(f"   GET /v1/customers/external/{external_id}/state: {state.status_code}, "
                   f"{len(active)} active subscription, as of {state.headers['almoner-as-of']}")  # fmt: skip
 
-    console.print(f"\n[bold]3.[/] The customer cancels, the period ends: {len(story) - bought} more webhooks, shuffled, half of them twice.")
+    console.print(
+        f"\n[bold]3.[/] The customer cancels, the period ends: {len(story) - bought} more webhooks,\n"
+        "   shuffled, and half of them twice."
+    )
     began = time.monotonic()
     _post(arrange(story[bought:], shuffle=True, duplicate=0.5, seed=7), address)
     taken = _await(client, external_id, entitled=False)
@@ -197,7 +204,12 @@ def _tell(client: httpx.Client, address: str) -> None:
         f"\n[bold]4.[/] The ledger balances: received {ledger['received']} = pending {ledger['pending']} + done "
         f"{ledger['done']} + ignored {ledger['ignored']} + dead {ledger['dead']}; {duplicates} duplicates changed nothing."
     )
-    console.print(Panel("Next: [bold]make up[/], then [bold].venv/bin/almoner simulate purchase[/] in another terminal.", expand=False))
+    console.print(
+        Panel(
+            "Next: [bold]make up[/], then [bold].venv/bin/almoner simulate purchase[/] in another terminal.",
+            expand=False,
+        )
+    )
 
 
 def _post(events: Sequence[SimulatedEvent], address: str) -> None:
@@ -235,4 +247,6 @@ def _show(client: httpx.Client, answers: list[dict[str, Any]]) -> None:
             text = f"link {gives['url'][:60]}..."
         console.print(f"   [bold]{answer['benefit']:<14}[/] {text}", highlight=False)
     reason = answers[0]["because"][0]
-    console.print(f"   because of {reason['source']} {reason['id'][:8]}…, told by delivery {str(reason['delivery'])[:8]}…")
+    console.print(
+        f"   because of {reason['source']} {reason['id'][:8]}…, told by delivery {str(reason['delivery'])[:8]}…"
+    )

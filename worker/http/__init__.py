@@ -1,0 +1,1 @@
+"""The HTTP side: the receiver, the answers for apps, downloads, and what operators need."""

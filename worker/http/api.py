@@ -9,8 +9,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, Operation, PathItem, SecurityScheme
-from litestar.openapi.spec import OpenAPIResponse
+from litestar.openapi.spec import Components, OpenAPIResponse, Operation, PathItem, SecurityScheme
 from litestar.types import ASGIApp, Receive, Scope, Send
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -53,7 +52,7 @@ def _with_raw_paths(api: ASGIApp) -> ASGIApp:
     """Route by the path as it was sent, so that `%2F` inside an external id does not split it; handlers decode."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope.get("raw_path"):
+        if scope.get("raw_path"):
             scope["path"] = scope["raw_path"].decode("latin-1")
         await api(scope, receive, send)
 

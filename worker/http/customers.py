@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import unquote
 from uuid import UUID
@@ -181,7 +182,7 @@ async def _completed(context: Context, raw: Raw, asked: _Asked, now: datetime) -
     keys: dict[str, str] = {}
     if asked.reveal:
         for one in key_ids(raw):
-            found = await context.database.read(lambda connection, key=one: grants.key_string(connection, key))
+            found = await context.database.read(partial(grants.key_string, key_id=one))
             if found:
                 keys[one] = found
     at = At(now, context.settings, context.tokens)

@@ -5,7 +5,11 @@ from typing import Any
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
-from litestar.status_codes import HTTP_422_UNPROCESSABLE_ENTITY, HTTP_500_INTERNAL_SERVER_ERROR, HTTP_503_SERVICE_UNAVAILABLE
+from litestar.status_codes import (
+    HTTP_422_UNPROCESSABLE_ENTITY,
+    HTTP_500_INTERNAL_SERVER_ERROR,
+    HTTP_503_SERVICE_UNAVAILABLE,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
 log = structlog.get_logger()
@@ -25,7 +29,9 @@ class ApiError(HTTPException):
         self.name = name or _NAMES[status_code]
 
 
-def _answer(status_code: int, name: str, detail: Any, headers: dict[str, str] | None = None) -> Response[dict[str, Any]]:  # noqa: ANN401 - text, or Polar's list of problems
+def _answer(
+    status_code: int, name: str, detail: Any, headers: dict[str, str] | None = None
+) -> Response[dict[str, Any]]:
     return Response({"error": name, "detail": detail}, status_code=status_code, headers=headers)
 
 

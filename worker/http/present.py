@@ -115,5 +115,3 @@ def key_ids(raw: Raw) -> list[str]:
     answer = msgspec.json.decode(raw)
     found = (grant["gives"].get("license_key_id") for grant in answer["grants"] if grant["gives"])
     return [one for one in found if one]
-
-

@@ -8,15 +8,17 @@ import hashlib
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
 import structlog
 from litestar import asgi
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.handlers import ASGIRouteHandler
+from litestar.types import Receive, Scope, Send
 
 from config.settings import Settings
-from handlers import HANDLERS, IGNORED, MIRRORED
+from handlers import HANDLERS, IGNORED, MIRRORED, UNKNOWN_TYPE
 from handlers.events import MalformedEvent, peek
 from worker import metrics
 from worker.pipeline import Pipeline
@@ -29,14 +31,15 @@ from worker.verify import Key, NotVerified, Verified, keys_of, verify
 log = structlog.get_logger()
 
 PATH = "/webhooks/polar"
-UNKNOWN_TYPE = "this version of Almoner does not know the type; replay after an upgrade"
 
 _ANSWER_SECONDS = 5.0
 """Polar waits 10 s; a database that takes longer than this is down for our purpose."""
 
 _encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/json")
-_ANSWERS = {name: metrics.ARRIVED.labels(name) for name in ("accepted", "duplicate", "ignored", "refused", "unavailable")}
+_ANSWERS = {
+    name: metrics.ARRIVED.labels(name) for name in ("accepted", "duplicate", "ignored", "refused", "unavailable")
+}
 
 
 class Refused(Exception):
@@ -69,9 +72,7 @@ class RefusalLog:
             batch = list(self._waiting)
             self._waiting.clear()
             try:
-                await self._database.write(
-                    lambda connection, rows=batch: [inbox.refuse(connection, row, keep=self._keep) for row in rows]
-                )
+                await self._database.write(partial(inbox.refuse, refused=batch, keep=self._keep))
             except Exception as error:  # noqa: BLE001 - a refusal that is not noted harms nobody
                 log.warning("refusals could not be written", error=type(error).__name__)
             await asyncio.sleep(1)
@@ -79,7 +80,7 @@ class RefusalLog:
 
 def make_receiver(
     pipeline: Pipeline, settings: Settings, refusals: RefusalLog, now: Callable[[], datetime]
-) -> ASGIApp:
+) -> ASGIRouteHandler:
     """Return the handler of `POST /webhooks/polar`."""
     keys = keys_of(secret.get_secret_value() for secret in settings.webhook_secrets)
 
@@ -95,7 +96,9 @@ def make_receiver(
         except Refused as refused:
             _ANSWERS["refused"].inc()
             refusals.note(_refusal(refused, headers, size, now()))
-            await _send(send, refused.status, _encode({"error": refused.error, "detail": refused.detail}), close=not size)
+            await _send(
+                send, refused.status, _encode({"error": refused.error, "detail": refused.detail}), close=not size
+            )
         except _Unavailable as unavailable:
             _ANSWERS["unavailable"].inc()
             log.error("a webhook could not be stored; Polar will send it again", error=str(unavailable))

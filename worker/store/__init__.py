@@ -1,0 +1,1 @@
+"""Every query, and the tables that they are about."""

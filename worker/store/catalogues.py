@@ -1,6 +1,5 @@
 """Which benefits file is in force, for every process alike, and which one waits for a person."""
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -12,12 +11,13 @@ from worker.store.upsert import insert
 catalogues = CatalogueRow.__table__  # type: ignore[attr-defined]
 
 
-def in_force(connection: sa.Connection) -> Mapping[str, Any] | None:
+def in_force(connection: sa.Connection) -> dict[str, Any] | None:
     """Return the file in force, or None before the first."""
-    return connection.execute(sa.select(catalogues).where(catalogues.c.in_force)).mappings().one_or_none()
+    row = connection.execute(sa.select(catalogues).where(catalogues.c.in_force)).mappings().one_or_none()
+    return dict(row) if row else None
 
 
-def held(connection: sa.Connection) -> Mapping[str, Any] | None:
+def held(connection: sa.Connection) -> dict[str, Any] | None:
     """Return the newest file that is held until a person accepts it."""
     statement = (
         sa.select(catalogues)
@@ -25,7 +25,8 @@ def held(connection: sa.Connection) -> Mapping[str, Any] | None:
         .order_by(catalogues.c.proposed_at.desc())
         .limit(1)
     )
-    return connection.execute(statement).mappings().one_or_none()
+    row = connection.execute(statement).mappings().one_or_none()
+    return dict(row) if row else None
 
 
 def hold(connection: sa.Connection, digest: str, text: str, because: str, now: datetime) -> None:
@@ -34,9 +35,7 @@ def hold(connection: sa.Connection, digest: str, text: str, because: str, now: d
         digest=digest, text=text, in_force=False, proposed_at=now, held_because=because
     )
     connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["digest"], set_={"held_because": because, "proposed_at": now}
-        )
+        statement.on_conflict_do_update(index_elements=["digest"], set_={"held_because": because, "proposed_at": now})
     )
 
 

@@ -25,12 +25,8 @@ def lock(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Any]:
     if not wanted:
         return {}
     if connection.dialect.name != "sqlite":  # SQLite has one writer: there is nothing to lock
-        blank = [
-            {"id": one, "deleted": False, "version": 0, "entitlements": b"{}", "state": b""} for one in wanted
-        ]
-        connection.execute(
-            insert(connection, customers).on_conflict_do_nothing(index_elements=["id"]), blank
-        )
+        blank = [{"id": one, "deleted": False, "version": 0, "entitlements": b"{}", "state": b""} for one in wanted]
+        connection.execute(insert(connection, customers).on_conflict_do_nothing(index_elements=["id"]), blank)
     statement = (
         sa.select(customers.c.id, customers.c.state, customers.c.version)
         .where(customers.c.id.in_(wanted))
@@ -66,9 +62,7 @@ def facts(connection: sa.Connection, ids: Iterable[str]) -> dict[str, bytes]:
 
 def due(connection: sa.Connection, now: datetime, *, limit: int) -> list[str]:
     """Return the customers whose answer changes with time, and that time has come."""
-    statement = (
-        sa.select(customers.c.id).where(customers.c.due_at <= now).order_by(customers.c.due_at).limit(limit)
-    )
+    statement = sa.select(customers.c.id).where(customers.c.due_at <= now).order_by(customers.c.due_at).limit(limit)
     return list(connection.execute(statement).scalars())
 
 

@@ -115,9 +115,7 @@ SETTLED = (
     "granted_at", "revoked_at",
 )  # fmt: skip
 _SETTLE = (
-    grants.update()
-    .where(grants.c.id == sa.bindparam("row"))
-    .values({name: sa.bindparam(name) for name in SETTLED})
+    grants.update().where(grants.c.id == sa.bindparam("row")).values({name: sa.bindparam(name) for name in SETTLED})
 )
 
 
@@ -162,7 +160,7 @@ def listed(connection: sa.Connection, conditions: Mapping[str, Any], *, limit: i
 def live_by_benefit(connection: sa.Connection) -> dict[str, int]:
     """Return how many grants are wanted, by benefit."""
     statement = sa.select(grants.c.benefit, sa.func.count()).where(grants.c.wanted).group_by(grants.c.benefit)
-    return {benefit: count for benefit, count in connection.execute(statement)}
+    return {row[0]: row[1] for row in connection.execute(statement)}
 
 
 def by_status(connection: sa.Connection) -> dict[tuple[str, str], int]:
@@ -229,7 +227,7 @@ def issue_key(connection: sa.Connection, key: LicenseKey, now: datetime) -> Lice
             },
         ).returning(license_keys)
     )
-    return _key(row.mappings().one())
+    return _key(dict(row.mappings().one()))
 
 
 def revoke_key(connection: sa.Connection, resource: str, now: datetime) -> None:
@@ -244,7 +242,7 @@ def revoke_key(connection: sa.Connection, resource: str, now: datetime) -> None:
 def find_key(connection: sa.Connection, resource: str) -> LicenseKey | None:
     """Return the key of a resource."""
     row = connection.execute(sa.select(license_keys).where(license_keys.c.resource == resource)).mappings().first()
-    return _key(row) if row else None
+    return _key(dict(row)) if row else None
 
 
 def key_string(connection: sa.Connection, key_id: str) -> str | None:

@@ -47,11 +47,11 @@ class Accepted:
     id: int | None = None
 
 
-_COLUMNS = (
-    "webhook_id, type, status, reason, event_at, sent_at, received_at, next_attempt_at, api_version, secret, digest, body"
-)
+_COLUMNS = "webhook_id, type, status, reason, event_at, sent_at, received_at, next_attempt_at, api_version, secret, digest, body"
 # The one hot path: through SQLAlchemy's Core the same insert costs four times as much (benchmarks/accept.py).
-_INSERT_SQLITE = f"INSERT INTO deliveries ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (webhook_id) DO NOTHING"  # noqa: S608 - no value is formatted in
+_INSERT_SQLITE = (
+    f"INSERT INTO deliveries ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (webhook_id) DO NOTHING"  # noqa: S608 - no value is formatted in
+)
 
 
 def _sqlite_time(at: datetime | None) -> str | None:
@@ -104,7 +104,7 @@ def _insert_postgresql(connection: sa.Connection, arrivals: Sequence[Arrival]) -
         .on_conflict_do_nothing(index_elements=["webhook_id"])
         .returning(deliveries.c.webhook_id, deliveries.c.id)
     )
-    new = {webhook_id: row_id for webhook_id, row_id in connection.execute(statement)}
+    new: dict[str, int] = {row.webhook_id: row.id for row in connection.execute(statement)}
     return [new.get(one.webhook_id) if first[one.webhook_id] is one else None for one in arrivals]
 
 
@@ -156,9 +156,12 @@ def _note_secrets(connection: sa.Connection, arrivals: Sequence[Arrival]) -> Non
         )
 
 
-def secrets_in_use(connection: sa.Connection) -> list[Mapping[str, Any]]:
+def secrets_in_use(connection: sa.Connection) -> list[dict[str, Any]]:
     """Return when each secret matched first and last, and how often."""
-    return list(connection.execute(sa.select(secret_uses).order_by(secret_uses.c.last_used_at.desc())).mappings())
+    return [
+        dict(row)
+        for row in connection.execute(sa.select(secret_uses).order_by(secret_uses.c.last_used_at.desc())).mappings()
+    ]
 
 
 # The ledger.
@@ -181,9 +184,7 @@ def balance(connection: sa.Connection) -> dict[str, int]:
 
 def counted(connection: sa.Connection) -> dict[str, int]:
     """Return the same figures counted from the deliveries themselves: slow, for checking the ledger."""
-    rows = dict(
-        connection.execute(sa.select(deliveries.c.status, sa.func.count()).group_by(deliveries.c.status)).all()
-    )
+    rows = dict(connection.execute(sa.select(deliveries.c.status, sa.func.count()).group_by(deliveries.c.status)).all())
     counts = {status.value: int(rows.get(status.value, 0)) for status in DeliveryStatus}
     return {RECEIVED: sum(counts.values()), **counts}
 
@@ -332,31 +333,30 @@ class Filter:
 _SHOWN = [column for column in deliveries.c if column.name != "body"]
 
 
-def listed(
-    connection: sa.Connection, chosen: Filter, *, limit: int, before: int | None = None
-) -> list[Mapping[str, Any]]:
+def listed(connection: sa.Connection, chosen: Filter, *, limit: int, before: int | None = None) -> list[dict[str, Any]]:
     """Return deliveries without their bodies, newest first; `before` a row's id, to page on."""
     statement = sa.select(*_SHOWN).where(*chosen.where()).order_by(deliveries.c.id.desc()).limit(limit)
     if before is not None:
         statement = statement.where(deliveries.c.id < before)
-    return list(connection.execute(statement).mappings())
+    return [dict(row) for row in connection.execute(statement).mappings()]
 
 
-def found(connection: sa.Connection, webhook_id: str) -> Mapping[str, Any] | None:
+def found(connection: sa.Connection, webhook_id: str) -> dict[str, Any] | None:
     """Return one delivery with its body, or None."""
     statement = sa.select(deliveries).where(deliveries.c.webhook_id == webhook_id)
-    return connection.execute(statement).mappings().one_or_none()
+    row = connection.execute(statement).mappings().one_or_none()
+    return dict(row) if row else None
 
 
-def conflicts_of(connection: sa.Connection, webhook_id: str) -> list[Mapping[str, Any]]:
+def conflicts_of(connection: sa.Connection, webhook_id: str) -> list[dict[str, Any]]:
     """Return the other bodies that came under this id."""
     statement = sa.select(conflicts).where(conflicts.c.webhook_id == webhook_id).order_by(conflicts.c.id)
-    return list(connection.execute(statement).mappings())
+    return [dict(row) for row in connection.execute(statement).mappings()]
 
 
 def last_id(connection: sa.Connection) -> int:
     """Return the newest row's id, or 0."""
-    return connection.execute(sa.select(sa.func.coalesce(sa.func.max(deliveries.c.id), 0))).scalar_one()
+    return int(connection.execute(sa.select(sa.func.coalesce(sa.func.max(deliveries.c.id), 0))).scalar_one())
 
 
 def reopen(
@@ -401,7 +401,8 @@ def reopen(
 
 def count(connection: sa.Connection, chosen: Filter) -> int:
     """Return how many deliveries match."""
-    return connection.execute(sa.select(sa.func.count()).select_from(deliveries).where(*chosen.where())).scalar_one()
+    statement = sa.select(sa.func.count()).select_from(deliveries).where(*chosen.where())
+    return int(connection.execute(statement).scalar_one())
 
 
 def oldest_pending(connection: sa.Connection) -> datetime | None:
@@ -417,12 +418,16 @@ def oldest_pending(connection: sa.Connection) -> datetime | None:
 # Refusals.
 
 
-def refuse(connection: sa.Connection, refusal: Mapping[str, Any], *, keep: int) -> None:
-    """Keep a refused request for the operator, and only the newest `keep` of them."""
-    row_id = connection.execute(refusals.insert().values(**refusal)).inserted_primary_key
-    connection.execute(refusals.delete().where(refusals.c.id <= row_id[0] - keep))
+def refuse(connection: sa.Connection, refused: Sequence[Mapping[str, Any]], *, keep: int) -> None:
+    """Keep refused requests for the operator, and only the newest `keep` of them."""
+    connection.execute(refusals.insert(), [dict(one) for one in refused])
+    newest = connection.execute(sa.select(sa.func.max(refusals.c.id))).scalar_one()
+    connection.execute(refusals.delete().where(refusals.c.id <= newest - keep))
 
 
-def refused(connection: sa.Connection, *, limit: int) -> list[Mapping[str, Any]]:
+def refused(connection: sa.Connection, *, limit: int) -> list[dict[str, Any]]:
     """Return the newest refusals."""
-    return list(connection.execute(sa.select(refusals).order_by(refusals.c.id.desc()).limit(limit)).mappings())
+    return [
+        dict(row)
+        for row in connection.execute(sa.select(refusals).order_by(refusals.c.id.desc()).limit(limit)).mappings()
+    ]

@@ -11,9 +11,7 @@ def insert(connection: sa.Connection, table: sa.Table) -> Any:  # noqa: ANN401 -
     return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
-def write_all(
-    connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]], keys: tuple[str, ...]
-) -> None:
+def write_all(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
     """Insert rows, or overwrite the columns they name where their keys are known."""
     if not rows:
         return
