@@ -232,16 +232,14 @@ class Seen(Struct, frozen=True):
 _TYPE = re.compile(r"[A-Za-z0-9_.\-]{1,100}")
 _envelope = msgspec.json.Decoder(Envelope)
 _peek = msgspec.json.Decoder(_Peek)
-_snapshot_parts = msgspec.json.Decoder(
-    msgspec.defstruct(
-        "_SnapshotParts",
-        [
-            ("active_subscriptions", list[Subscription], []),
-            ("granted_benefits", list[GrantedBenefit], []),
-            ("active_meters", list[dict[str, Any]], []),
-        ],
-    )
-)
+
+
+class _SnapshotLists(Struct, frozen=True):
+    active_subscriptions: list[Subscription] = []
+    granted_benefits: list[GrantedBenefit] = []
+    active_meters: list[dict[str, Any]] = []
+
+
 _decoders: dict[type, msgspec.json.Decoder[Any]] = {}
 
 
@@ -314,13 +312,10 @@ def read(event: Event, form: type[Any]) -> Any:  # noqa: ANN401 - an instance of
 def read_snapshot(event: Event) -> Snapshot:
     """Read the data of `customer.state_changed`: a customer with three lists beside its own fields."""
     customer = read(event, Customer)
-    try:
-        parts = _snapshot_parts.decode(event.data)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise MalformedEvent(f"the data of {event.type} cannot be read: {error}") from None
+    lists: _SnapshotLists = read(event, _SnapshotLists)
     return Snapshot(
         customer=customer,
-        active_subscriptions=parts.active_subscriptions,
-        granted_benefits=parts.granted_benefits,
-        active_meters=parts.active_meters,
+        active_subscriptions=lists.active_subscriptions,
+        granted_benefits=lists.granted_benefits,
+        active_meters=lists.active_meters,
     )

@@ -14,6 +14,7 @@ import asyncpg
 import httpx
 import pytest
 import sqlalchemy as sa
+from sqlmodel import SQLModel
 
 from config.catalogue import Catalogue, parse_catalogue
 from config.settings import Settings
@@ -27,7 +28,6 @@ from worker.simulated import World
 from worker.store import inbox
 from worker.store.database import Database
 from worker.store.migrate import migrate
-from worker.store.models import SQLModel
 from worker.store.ready import ReadyAnswers
 
 POSTGRES_SERVER = os.environ.get("TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432")
@@ -266,7 +266,7 @@ async def open_running(
         tokens=DownloadTokens(settings),
         now=clock,
     )
-    transport = httpx.ASGITransport(make_api(context, clock))
+    transport = httpx.ASGITransport(make_api(context, clock))  # type: ignore[arg-type]
     client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://almoner"))
     return service, context, client
 

@@ -23,7 +23,7 @@ from worker.folding import Folded, Rules
 from worker.settling import Claim, Result
 from worker.store import catalogues, customers, grants, inbox
 from worker.store.database import Database
-from worker.store.inbox import Accepted, Arrival, Outcome
+from worker.store.inbox import Accepted, Arrival, Locked, Outcome
 from worker.store.models import DeliveryStatus
 
 log = structlog.get_logger()
@@ -334,7 +334,7 @@ def _housekeeping(now: datetime) -> Callable[[sa.Connection], None]:
     return keep
 
 
-def _failed(row: Any, reason: str, settings: Settings, now: datetime) -> Outcome:  # noqa: ANN401 - a database row
+def _failed(row: Locked, reason: str, settings: Settings, now: datetime) -> Outcome:
     attempts = row.attempts + 1
     if attempts >= settings.max_attempts:
         return Outcome(row.id, DeliveryStatus.DEAD, attempts, now, reason=reason)
