@@ -179,7 +179,7 @@ async def run(
         server.start()
     queue = Queue(server.url if server else settings.redis_url)
     # Short turns: the database's thread must not keep the event loop from answering for 5 ms, Python's default.
-    sys.setswitchinterval(0.0005)
+    sys.setswitchinterval(0.002)
     try:
         async with open_service(settings, catalogue, trigger=queue) as service, asyncio.TaskGroup() as tasks:
             held = await service.pipeline.propose(catalogue)
@@ -252,6 +252,7 @@ async def _serve(
         access_log=False,
         lifespan="off",
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=10,
     )
     address = f"http://{context.settings.host}:{context.settings.port}"

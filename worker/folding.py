@@ -223,7 +223,7 @@ def _reconcile(
         if after is before and not (row and row.state) and work:
             continue  # nothing of it could be read: there is no customer to save
         saved.append(_plan(after, before, row.version if row else 0, held.get(customer_id, []), rules, now))
-    _save(connection, saved, rules, now, folded)
+    _save(connection, saved, rules, folded)
 
 
 def _fold(
@@ -309,8 +309,10 @@ def _wanted(
     action: str, known: Mapping[str, Any] | None, reason: Entitlement | None, target: str, rules: Rules, now: datetime
 ) -> dict[str, Any]:
     """Return the columns of a grant whose will has changed: a new generation, to be settled now."""
-    common = {"target": target, "attempts": 0, "next_attempt_at": now, "asked_at": now, "who": None, "reason": None,
-              "generation": known["generation"] + 1 if known else 1, "resource": known["resource"] if known else None}  # fmt: skip
+    common = {
+        "target": target, "attempts": 0, "next_attempt_at": now, "asked_at": now, "who": None, "reason": None,
+        "generation": known["generation"] + 1 if known else 1, "resource": known["resource"] if known else None,
+    }  # fmt: skip
     if action == "take":
         if known is None:
             raise ValueError("only a grant that exists can be taken back")
@@ -336,7 +338,7 @@ def _wanted(
     )
 
 
-def _save(connection: sa.Connection, saved: Sequence[_Saved], rules: Rules, now: datetime, folded: Folded) -> None:
+def _save(connection: sa.Connection, saved: Sequence[_Saved], rules: Rules, folded: Folded) -> None:
     if not saved:
         return
     offered = offered_benefits(connection, (one.state for one in saved))

@@ -6,7 +6,7 @@ sweep, which needs no queue, brings the same result.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -31,6 +31,9 @@ log = structlog.get_logger()
 PROCESS_BATCH = 100
 SETTLE_BATCH = 100
 SWEEP_PULSE = "sweep"
+_STORE_SECONDS = 5.0
+"""Polar waits 10 s for an answer; a database that takes longer than this is down for our purpose."""
+_SECRET_NOTES = timedelta(seconds=10)
 
 
 class Trigger(Protocol):
@@ -71,6 +74,9 @@ class Pipeline:
     _arrivals: list[tuple[Arrival, asyncio.Future[Accepted]]] = field(default_factory=list)
     _accepting: asyncio.Task[None] | None = None
     _after: set[asyncio.Task[None]] = field(default_factory=set)
+    _untriggered: list[int] = field(default_factory=list)
+    _triggering: asyncio.Task[None] | None = None
+    _secrets_noted: dict[tuple[str, str], datetime] = field(default_factory=dict)
 
     @property
     def rules(self) -> Rules:
@@ -99,12 +105,14 @@ class Pipeline:
             group, self._arrivals = self._arrivals, []
             arrivals = [arrival for arrival, _ in group]
             try:
-                answers = await self.database.write(partial(inbox.take_in, arrivals=arrivals))
+                async with asyncio.timeout(_STORE_SECONDS):
+                    answers = await self.database.write(partial(inbox.take_in, arrivals=arrivals))
+                self._note_secrets(arrivals)
             except Exception as error:  # noqa: BLE001 - each sender gets it
-                if len(group) > 1:
+                if len(group) > 1 and not isinstance(error, TimeoutError):
                     await asyncio.gather(*(self._accept_alone(arrival, done) for arrival, done in group))
-                elif not group[0][1].done():
-                    group[0][1].set_exception(error)
+                else:
+                    _fail(group, error)
                 continue
             for (_, done), answer in zip(group, answers, strict=True):
                 if not done.done():
@@ -124,10 +132,38 @@ class Pipeline:
             self._after_answering([answer.id] if answer.id is not None else [])
 
     def _after_answering(self, ids: list[int]) -> None:
-        if ids:
-            task = asyncio.create_task(self.trigger.process(ids))
-            self._after.add(task)
-            task.add_done_callback(self._after.discard)
+        """Trigger what was accepted, all that came meanwhile together."""
+        self._untriggered += ids
+        if self._untriggered and (self._triggering is None or self._triggering.done()):
+            self._triggering = self._soon(self._trigger_waiting())
+
+    async def _trigger_waiting(self) -> None:
+        while self._untriggered:
+            ids, self._untriggered = self._untriggered, []
+            await self.trigger.process(ids)
+
+    def _soon(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._after.add(task)
+        task.add_done_callback(self._after.discard)
+        return task
+
+    def _note_secrets(self, arrivals: Sequence[Arrival]) -> None:
+        """Remember which secrets are in use, each at most every few seconds: it is for deciding which can go."""
+        uses = {(one.secret, one.scheme): one.received_at for one in arrivals}
+        old = [
+            (*use, at) for use, at in uses.items()
+            if use not in self._secrets_noted or at - self._secrets_noted[use] >= _SECRET_NOTES
+        ]  # fmt: skip
+        if old:
+            self._secrets_noted |= {(secret, scheme): at for secret, scheme, at in old}
+            self._soon(self._write_secrets(old))
+
+    async def _write_secrets(self, uses: Sequence[tuple[str, str, datetime]]) -> None:
+        try:
+            await self.database.write(partial(inbox.note_secrets, uses=uses))
+        except Exception as error:  # noqa: BLE001 - it is noted again in a few seconds
+            log.warning("the use of a secret could not be noted", error=type(error).__name__)
 
     # process
 
@@ -324,6 +360,12 @@ class Pipeline:
         """Wait for triggers that are on their way."""
         if self._after:
             await asyncio.gather(*self._after, return_exceptions=True)
+
+
+def _fail(group: Sequence[tuple[Arrival, asyncio.Future[Accepted]]], error: Exception) -> None:
+    for _, done in group:
+        if not done.done():
+            done.set_exception(error)
 
 
 def _housekeeping(now: datetime) -> Callable[[sa.Connection], None]:

@@ -69,7 +69,7 @@ class Result:
 
 @dataclass
 class Settled:
-    """What saving came to: grants to settle (again), and for the metrics what was granted and revoked after how long."""
+    """What saving came to: grants to settle (again), and what was granted and revoked after how long."""
 
     again: list[str] = field(default_factory=list)
     took: list[tuple[str, str, float]] = field(default_factory=list)
@@ -219,7 +219,7 @@ def save(connection: sa.Connection, results: Iterable[Result], rules: Rules, now
 
 
 def _columns(result: Result, row: Mapping[str, Any], rules: Rules, now: datetime, settled: Settled) -> dict[str, Any]:
-    """Return the grant's new columns. What was given or taken is always noted, even where the will has changed since."""
+    """Return the grant's new columns. What was given or taken is noted even where the will has changed since."""
     kept = {name: row[name] for name in grants.SETTLED}
     kept["receipt"] = _encode(result.receipt).decode() if result.receipt else None
     kept["held"] = result.receipt.resource if result.receipt else None

@@ -202,7 +202,7 @@ def _tell(client: httpx.Client, address: str) -> None:
                        if line.startswith('almoner_webhooks_total{answer="duplicate"}')), 0)  # fmt: skip
     console.print(
         f"\n[bold]4.[/] The ledger balances: received {ledger['received']} = pending {ledger['pending']} + done "
-        f"{ledger['done']} + ignored {ledger['ignored']} + dead {ledger['dead']}; {duplicates} duplicates changed nothing."
+        f"{ledger['done']} + ignored {ledger['ignored']} + dead {ledger['dead']}; {duplicates} duplicates."
     )
     console.print(
         Panel(

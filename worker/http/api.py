@@ -19,7 +19,7 @@ from worker.http.context import Context
 from worker.http.customers import CustomerController
 from worker.http.downloads import download
 from worker.http.ops import OpsController, healthz, prometheus, readyz
-from worker.http.receiver import RefusalLog, make_receiver
+from worker.http.receiver import PATH, RefusalLog, make_receiver
 
 
 def make_api(context: Context, now: Callable[[], datetime]) -> ASGIApp:
@@ -27,7 +27,6 @@ def make_api(context: Context, now: Callable[[], datetime]) -> ASGIApp:
     refusals = RefusalLog(context.database, keep=context.settings.retain_refusals)
     api = Litestar(
         route_handlers=[
-            make_receiver(context.pipeline, context.settings, refusals, now),
             CustomerController,
             download,
             OpsController,
@@ -45,13 +44,16 @@ def make_api(context: Context, now: Callable[[], datetime]) -> ASGIApp:
         openapi_config=_openapi(),
         request_max_body_size=context.settings.max_body_bytes,
     )
-    return _with_raw_paths(api)
+    return _routed(api, make_receiver(context.pipeline, context.settings, refusals, now))
 
 
-def _with_raw_paths(api: ASGIApp) -> ASGIApp:
+def _routed(api: ASGIApp, receiver: ASGIApp) -> ASGIApp:
     """Route by the path as it was sent, so that `%2F` inside an external id does not split it; handlers decode."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == PATH:
+            await receiver(scope, receive, send)
+            return
         if scope.get("raw_path"):
             scope["path"] = scope["raw_path"].decode("latin-1")
         await api(scope, receive, send)

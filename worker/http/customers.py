@@ -76,16 +76,16 @@ class CustomerController(Controller):
 
     @get("/{customer_id:str}/entitlements/{benefit:str}", summary="May this customer use this?", media_type=_JSON)
     async def entitlement(
-        self, request: Request[Any, Any, State], customer_id: FromPath[str], benefit: FromPath[str], member_id: MemberId = None,
-        external_member_id: ExternalMemberId = None, reveal: Reveal = None,
+        self, request: Request[Any, Any, State], customer_id: FromPath[str], benefit: FromPath[str],
+        member_id: MemberId = None, external_member_id: ExternalMemberId = None, reveal: Reveal = None,
     ) -> Response[bytes]:  # fmt: skip
         """Return the answer for a benefit: a key of the catalogue, or the id of a benefit at Polar."""
         return await _one(request, ById, customer_id, benefit, _Asked(member_id, external_member_id, reveal))
 
     @get("/external/{external_id:str}/entitlements/{benefit:str}", summary="The same, by your own id", media_type=_JSON)
     async def entitlement_external(
-        self, request: Request[Any, Any, State], external_id: FromPath[str], benefit: FromPath[str], member_id: MemberId = None,
-        external_member_id: ExternalMemberId = None, reveal: Reveal = None,
+        self, request: Request[Any, Any, State], external_id: FromPath[str], benefit: FromPath[str],
+        member_id: MemberId = None, external_member_id: ExternalMemberId = None, reveal: Reveal = None,
     ) -> Response[bytes]:  # fmt: skip
         """Return the answer for a benefit and the customer with this external id."""
         return await _one(request, ByExternalId, external_id, benefit, _Asked(member_id, external_member_id, reveal))

@@ -30,7 +30,10 @@ class ApiError(HTTPException):
 
 
 def _answer(
-    status_code: int, name: str, detail: Any, headers: dict[str, str] | None = None
+    status_code: int,
+    name: str,
+    detail: object,
+    headers: dict[str, str] | None = None,
 ) -> Response[dict[str, Any]]:
     return Response({"error": name, "detail": detail}, status_code=status_code, headers=headers)
 

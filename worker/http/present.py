@@ -75,7 +75,7 @@ def complete(
     of_member: Callable[[Mapping[str, Any]], bool] | None = None,
     keys: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return an answer as of now. `of_member` picks grants; `keys` are whole license keys by id, for who may see them."""
+    """Return an answer as of now. `of_member` picks grants; `keys` are whole license keys by id."""
     answer: dict[str, Any] = msgspec.json.decode(raw)
     grants = [grant for grant in answer["grants"] if of_member is None or of_member(grant)]
     connector = connectors.get(answer["connector"])

@@ -80,7 +80,6 @@ def take_in(connection: sa.Connection, arrivals: Sequence[Arrival]) -> list[Acce
         is_work = arrival.status == DeliveryStatus.PENDING
         answers.append(Accepted("accepted", row_id) if is_work else Accepted("ignored"))
     enter(connection, moved)
-    _note_secrets(connection, arrivals)
     return answers
 
 
@@ -144,24 +143,19 @@ def _count_duplicate(connection: sa.Connection, arrival: Arrival) -> None:
         )
 
 
-def _note_secrets(connection: sa.Connection, arrivals: Sequence[Arrival]) -> None:
-    uses = Counter((one.secret, one.scheme) for one in arrivals)
-    last = {(one.secret, one.scheme): one.received_at for one in arrivals}
-    for (secret, scheme), count in sorted(uses.items()):
-        at = last[secret, scheme]
+def note_secrets(connection: sa.Connection, uses: Iterable[tuple[str, str, datetime]]) -> None:
+    """Remember when secrets matched last: (fingerprint, scheme, time)."""
+    for secret, scheme, at in sorted(uses):
         statement = insert(connection, secret_uses).values(
-            secret=secret, scheme=scheme, first_used_at=at, last_used_at=at, count=count
+            secret=secret, scheme=scheme, first_used_at=at, last_used_at=at
         )
         connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=["secret", "scheme"],
-                set_={"last_used_at": at, "count": secret_uses.c.count + count},
-            )
+            statement.on_conflict_do_update(index_elements=["secret", "scheme"], set_={"last_used_at": at})
         )
 
 
 def secrets_in_use(connection: sa.Connection) -> list[dict[str, Any]]:
-    """Return when each secret matched first and last, and how often."""
+    """Return when each secret matched first and last."""
     return [
         dict(row)
         for row in connection.execute(sa.select(secret_uses).order_by(secret_uses.c.last_used_at.desc())).mappings()
@@ -173,9 +167,12 @@ def secrets_in_use(connection: sa.Connection) -> list[dict[str, Any]]:
 
 def enter(connection: sa.Connection, moved: Mapping[str, int]) -> None:
     """Write into the ledger what one transaction moved. Rows are only added, so writers never wait for each other."""
-    rows = [{"account": account, "amount": amount} for account, amount in moved.items() if amount]
-    if rows:
-        connection.execute(ledger.insert(), rows)
+    rows = [(str(account), amount) for account, amount in moved.items() if amount]
+    if rows and connection.dialect.name == "sqlite":
+        raw: Any = connection.connection.driver_connection
+        raw.executemany("INSERT INTO ledger (account, amount) VALUES (?, ?)", rows)
+    elif rows:
+        connection.execute(ledger.insert(), [{"account": account, "amount": amount} for account, amount in rows])
 
 
 def balance(connection: sa.Connection) -> dict[str, int]:

@@ -65,8 +65,10 @@ class Delivery(SQLModel, table=True):
     __table_args__ = (
         Index("deliveries_pending", "next_attempt_at", "id", sqlite_where=text("status = 'pending'"),
               postgresql_where=text("status = 'pending'")),
-        Index("deliveries_status", "status", "id"),
-        Index("deliveries_customer", "customer_id", "id"),
+        Index("deliveries_status", "status", "id", sqlite_where=text("status IN ('dead', 'ignored')"),
+              postgresql_where=text("status IN ('dead', 'ignored')")),
+        Index("deliveries_customer", "customer_id", "id", sqlite_where=text("customer_id IS NOT NULL"),
+              postgresql_where=text("customer_id IS NOT NULL")),
         Index("deliveries_waiting", "waits_for", sqlite_where=text("waits_for IS NOT NULL"),
               postgresql_where=text("waits_for IS NOT NULL")),
     )  # fmt: skip
@@ -139,7 +141,6 @@ class SecretUse(SQLModel, table=True):
     scheme: str = Field(sa_column=Column(Text, primary_key=True))
     first_used_at: datetime = _time(null=False)
     last_used_at: datetime = _time(null=False)
-    count: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
 
 
 class CustomerRow(SQLModel, table=True):

@@ -91,7 +91,13 @@ def upgrade() -> None:
         sa.UniqueConstraint("webhook_id"),
     )
     with op.batch_alter_table("deliveries", schema=None) as batch_op:
-        batch_op.create_index("deliveries_customer", ["customer_id", "id"], unique=False)
+        batch_op.create_index(
+            "deliveries_customer",
+            ["customer_id", "id"],
+            unique=False,
+            sqlite_where=sa.text("customer_id IS NOT NULL"),
+            postgresql_where=sa.text("customer_id IS NOT NULL"),
+        )
         batch_op.create_index(
             "deliveries_pending",
             ["next_attempt_at", "id"],
@@ -99,7 +105,13 @@ def upgrade() -> None:
             sqlite_where=sa.text("status = 'pending'"),
             postgresql_where=sa.text("status = 'pending'"),
         )
-        batch_op.create_index("deliveries_status", ["status", "id"], unique=False)
+        batch_op.create_index(
+            "deliveries_status",
+            ["status", "id"],
+            unique=False,
+            sqlite_where=sa.text("status IN ('dead', 'ignored')"),
+            postgresql_where=sa.text("status IN ('dead', 'ignored')"),
+        )
         batch_op.create_index(
             "deliveries_waiting",
             ["waits_for"],
@@ -257,7 +269,6 @@ def upgrade() -> None:
         sa.Column("scheme", sa.Text(), nullable=False),
         sa.Column("first_used_at", UtcTime(), nullable=False),
         sa.Column("last_used_at", UtcTime(), nullable=False),
-        sa.Column("count", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("secret", "scheme"),
     )
 
@@ -299,13 +310,21 @@ def downgrade() -> None:
             sqlite_where=sa.text("waits_for IS NOT NULL"),
             postgresql_where=sa.text("waits_for IS NOT NULL"),
         )
-        batch_op.drop_index("deliveries_status")
+        batch_op.drop_index(
+            "deliveries_status",
+            sqlite_where=sa.text("status IN ('dead', 'ignored')"),
+            postgresql_where=sa.text("status IN ('dead', 'ignored')"),
+        )
         batch_op.drop_index(
             "deliveries_pending",
             sqlite_where=sa.text("status = 'pending'"),
             postgresql_where=sa.text("status = 'pending'"),
         )
-        batch_op.drop_index("deliveries_customer")
+        batch_op.drop_index(
+            "deliveries_customer",
+            sqlite_where=sa.text("customer_id IS NOT NULL"),
+            postgresql_where=sa.text("customer_id IS NOT NULL"),
+        )
 
     op.drop_table("deliveries")
     with op.batch_alter_table("customers", schema=None) as batch_op:
