@@ -59,7 +59,9 @@ _INSERT_SQLITE = (
 
 
 def _sqlite_time(at: datetime | None) -> str | None:
-    return at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds") if at else None
+    if at is None:
+        return None
+    return (at if at.tzinfo is UTC else at.astimezone(UTC)).isoformat(" ", "microseconds")[:26]
 
 
 def take_in(connection: sa.Connection, arrivals: Sequence[Arrival]) -> list[Accepted]:
