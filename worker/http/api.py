@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from litestar import Litestar
 from litestar.datastructures import State
+from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
@@ -20,10 +21,12 @@ from worker.http.customers import CustomerController
 from worker.http.downloads import download
 from worker.http.ops import OpsController, healthz, prometheus, readyz
 from worker.http.receiver import PATH, RefusalLog, make_receiver
+from worker.http.shortcut import PREFIX, Shortcut, make_shortcut
 
 
 def make_api(context: Context, now: Callable[[], datetime]) -> ASGIApp:
     """Return the application. `context` is all that it uses."""
+    tokens = Tokens(context.settings)
     refusals = RefusalLog(context.database, keep=context.settings.retain_refusals)
     api = Litestar(
         route_handlers=[
@@ -40,14 +43,15 @@ def make_api(context: Context, now: Callable[[], datetime]) -> ASGIApp:
             SQLAlchemyError: errors.on_database_error,
             Exception: errors.on_any_error,
         },
-        state=State({"context": context, "tokens": Tokens(context.settings)}),
+        state=State({"context": context, "tokens": tokens}),
         openapi_config=_openapi(),
         request_max_body_size=context.settings.max_body_bytes,
     )
-    return _routed(api, make_receiver(context.pipeline, context.settings, refusals, now))
+    receiver = make_receiver(context.pipeline, context.settings, refusals, now)
+    return _routed(api, receiver, make_shortcut(context, tokens))
 
 
-def _routed(api: ASGIApp, receiver: ASGIApp) -> ASGIApp:
+def _routed(api: ASGIApp, receiver: ASGIApp, shortcut: Shortcut) -> ASGIApp:
     """Route by the path as it was sent, so that `%2F` inside an external id does not split it; handlers decode."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,6 +60,8 @@ def _routed(api: ASGIApp, receiver: ASGIApp) -> ASGIApp:
             return
         if scope.get("raw_path"):
             scope["path"] = scope["raw_path"].decode("latin-1")
+        if scope["type"] == ScopeType.HTTP and scope["path"].startswith(PREFIX) and await shortcut(scope, send):
+            return
         await api(scope, receive, send)
 
     return app
