@@ -1,9 +1,13 @@
 """Files from a local folder or from S3-compatible storage. What a link gives is decided at every click."""
 
 import asyncio
-from functools import partial
+import os
+import re
+import threading
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 from urllib.parse import quote
 
 from pydantic import Field, field_validator, model_validator
@@ -26,14 +30,18 @@ from connectors.http import error_for_status, retry_after
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
+T = TypeVar("T")
+
 _LONGEST_LINK_SECONDS = 60
+_NEVER_IN_A_NAME = re.compile(r"[\\*?\x00-\x1f\x7f\ud800-\udfff]")
+_NOT_PLAIN = re.compile(r'[^ -~]|["%]')
 
 
 class Terms(BenefitConfig):
     """Files in a folder, or in a bucket."""
 
-    folder: str | None = Field(default=None, description="a local folder")
-    bucket: str | None = Field(default=None, description="a bucket of S3-compatible storage")
+    folder: str | None = Field(default=None, min_length=1, description="a local folder")
+    bucket: str | None = Field(default=None, min_length=1, description="a bucket of S3-compatible storage")
     key_prefix: str = Field(default="", description="stands before each file's name in the bucket, like `releases/`")
     files: tuple[str, ...] = Field(min_length=1, description="names below the folder or the prefix")
 
@@ -42,7 +50,9 @@ class Terms(BenefitConfig):
     def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if not is_safe(name):
-                raise ValueError(f"{name!r} is not a plain name below the folder: no leading /, no .., no backslash")
+                raise ValueError(
+                    f"{name!r} is not an exact name below the folder: no leading /, no .., no backslash, no * or ?"
+                )
         if len(set(names)) != len(names):
             raise ValueError("a file is named twice")
         return names
@@ -51,15 +61,14 @@ class Terms(BenefitConfig):
     def _one_place(self) -> Self:
         if (self.folder is None) == (self.bucket is None):
             raise ValueError("give exactly one of folder and bucket")
+        if self.folder is not None and self.key_prefix:
+            raise ValueError("key_prefix goes with bucket; with folder, write it into the folder")
         return self
 
 
 def is_safe(name: str) -> bool:
-    """Whether a name can only mean a file below its folder."""
-    if not name or "\\" in name or not name.isprintable():
-        return False
-    parts = name.split("/")
-    return all(part not in {"", ".", ".."} for part in parts) and not PurePosixPath(name).is_absolute()
+    """Whether a name can only mean one file below its folder."""
+    return not _NEVER_IN_A_NAME.search(name) and not {"", ".", ".."} & set(name.split("/"))
 
 
 class FileDownload:
@@ -71,14 +80,12 @@ class FileDownload:
 
     def __init__(self, tools: Tools) -> None:
         self._passes = tools.passes
-        self._settings = tools.settings
         self._executor = tools.executor
-        self._now = tools.now
-        self._s3: S3Client | None = None
+        self._storage = _Storage(tools.settings, tools.now)
 
     @staticmethod
-    def missing(_config: Terms, _settings: Settings) -> list[str]:
-        """Return what the settings lack for this benefit: credentials are read as every AWS tool reads them."""
+    def missing(config: Terms, settings: Settings) -> list[str]:  # noqa: ARG004 - as for all
+        """Return what the settings lack for this benefit: nothing; AWS credentials are found as every AWS tool does."""
         return []
 
     def resource(self, to: Recipient, config: Terms) -> str:
@@ -86,11 +93,19 @@ class FileDownload:
         return ":".join(["file_download", config.benefit, to.customer_id, to.member_id or "", to.purchase or ""])
 
     async def grant(self, to: Recipient, config: Terms, held: Receipt | None) -> Receipt:  # noqa: ARG002 - made anew each time
-        """Look that every file is there, list them, and open the pass. Raises ActionRequired for a missing file."""
-        data: dict[str, Any] = {"folder": config.folder} if config.folder else _bucket(config)
-        size_of = self._size_in_folder if config.folder else self._size_in_bucket
-        data["files"] = [{"name": name, "size": await size_of(config, name)} for name in config.files]
+        """Look that every file is there, list them with sizes in bytes, and open the pass.
+
+        Raises ActionRequired for a file that is missing or cannot be read, Unavailable while the storage is down.
+        """
         resource = self.resource(to, config)
+        sizes = await asyncio.gather(*(self._in_thread(self._size, config, name) for name in config.files))
+        data: dict[str, Any] = {
+            "benefit": config.benefit,
+            "files": [{"name": name, "size": size} for name, size in zip(config.files, sizes, strict=True)],
+        }
+        data |= (
+            {"folder": config.folder} if config.folder else {"bucket": config.bucket, "key_prefix": config.key_prefix}
+        )
         await self._passes.open(resource)
         return Receipt(resource, data)
 
@@ -104,7 +119,7 @@ class FileDownload:
 
     def offer(self, held: Receipt) -> dict[str, Any]:
         """Return the files' names and sizes; links come when they are asked for."""
-        return {"kind": "files", "files": held.data["files"]}
+        return {"kind": "files", "benefit": held.data["benefit"], "files": held.data["files"]}
 
     @staticmethod
     def present(offer: dict[str, Any], grant_id: str, at: Presentation) -> dict[str, Any]:
@@ -112,104 +127,173 @@ class FileDownload:
         files = [one | {"url": at.download_url(grant_id, one["name"])} for one in offer["files"]]
         return offer | {"files": files}
 
-    async def presigned_url(self, held: Receipt, name: str, seconds: int) -> str:
-        """Return an address of the file in storage, good for `seconds`, at most 60. Raises ConnectorError."""
+    async def presigned_url(self, held: Receipt, name: str, ttl_seconds: int) -> str:
+        """Return an address of the file in storage, good for `ttl_seconds`, at most 60. Raises ConnectorError.
+
+        Rejected: not a file of this receipt. ActionRequired: there are no AWS credentials.
+        """
         _listed(held.data, name)
-        client = await self._client()
-        file_name = PurePosixPath(name).name
-        return client.generate_presigned_url(
-            "get_object",
-            Params={
-                "Bucket": held.data["bucket"],
-                "Key": held.data["key_prefix"] + name,
-                "ResponseContentDisposition": f"attachment; filename*=UTF-8''{quote(file_name, safe='')}",
-            },
-            ExpiresIn=min(seconds, _LONGEST_LINK_SECONDS),
+        return await self._in_thread(self._storage.presigned_url, held.data, name, ttl_seconds)
+
+    def _size(self, config: Terms, name: str) -> int:
+        if config.folder is not None:
+            return _size_in_folder(config.benefit, config.folder, name)
+        return self._storage.size(
+            {"benefit": config.benefit, "bucket": config.bucket, "key_prefix": config.key_prefix}, name
         )
 
-    async def _size_in_folder(self, config: Terms, name: str) -> int:
-        path = local_path({"folder": config.folder, "files": [{"name": name}]}, name)
-        try:
-            return (await asyncio.to_thread(path.stat)).st_size
-        except OSError:
-            raise _missing_file(config, name, f"the folder {config.folder}") from None
+    async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call, *arguments)
 
-    async def _size_in_bucket(self, config: Terms, name: str) -> int:
-        from botocore.exceptions import BotoCoreError, ClientError
 
-        client = await self._client()
-        call = partial(client.head_object, Bucket=config.bucket or "", Key=config.key_prefix + name)
+def local_path(data: dict[str, Any], name: str) -> Path:
+    """Return where a file of a receipt for a local folder is; it may have been deleted since.
+
+    Raises Rejected for a name that is not in the receipt, for what lies outside of the folder once every link is
+    followed, and for anything but a regular file.
+    """
+    _listed(data, name)
+    if not is_safe(name) or "folder" not in data:
+        raise Rejected(f"{name!r} is not below the folder")
+    try:
+        folder = Path(data["folder"]).resolve()
+        path = (folder / name).resolve()
+        is_other = path.exists() and not path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise Rejected(f"{name!r} cannot be looked up: {error}") from None
+    if not path.is_relative_to(folder):
+        raise Rejected(f"{name!r} is not below the folder: it is a link that leads out")
+    if is_other:
+        raise Rejected(f"{name!r} is not a file")
+    return path
+
+
+def content_disposition(file_name: str) -> str:
+    """Return the header that has a browser save a file under this name: RFC 6266, with RFC 8187 for all but ASCII."""
+    plain = _NOT_PLAIN.sub("_", file_name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(file_name, safe='')}"
+
+
+def _listed(data: dict[str, Any], name: str) -> None:
+    if name not in {one["name"] for one in data.get("files", ())}:
+        raise Rejected(f"{name!r} is not one of the files that were given")
+
+
+def _size_in_folder(benefit: str, folder: str, name: str) -> int:
+    """Return the bytes of a file that is there and can be read. Blocks. Raises ConnectorError."""
+    where = f"the file {name} of benefit {benefit} in the folder {Path(folder).absolute()}"
+    try:
+        path = local_path({"folder": folder, "files": [{"name": name}]}, name)
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size
+    except Rejected as error:
+        raise ActionRequired(f"{where} cannot be given: {error}", who="merchant") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise ActionRequired(
+            f"{where} is missing; put it there, or take it out of the benefit", who="merchant"
+        ) from None
+    except PermissionError:
+        raise ActionRequired(f"{where} may not be read by the sidecar's user; let it", who="merchant") from None
+    except OSError as error:
+        raise Unavailable(f"{where} cannot be read now: {error.strerror}") from None
+
+
+class _Storage:
+    """S3-compatible storage by boto3. Every method blocks."""
+
+    def __init__(self, settings: Settings, now: Callable[[], datetime]) -> None:
+        self._settings = settings
+        self._now = now
+        self._lock = threading.Lock()
+        self._made: S3Client | None = None
+
+    def size(self, place: dict[str, Any], name: str) -> int:
+        """Return the bytes of a stored file. `place` has benefit, bucket and key_prefix. Raises ConnectorError."""
+        return self._asked(
+            place, name, lambda s3: s3.head_object(Bucket=place["bucket"], Key=_key(place, name))["ContentLength"]
+        )
+
+    def presigned_url(self, place: dict[str, Any], name: str, ttl_seconds: int) -> str:
+        """Return an address that gives the stored file to anybody for so long. Raises ConnectorError."""
+        saved_as = content_disposition(PurePosixPath(name).name)
+        return self._asked(
+            place,
+            name,
+            lambda s3: s3.generate_presigned_url(
+                "get_object",
+                Params={"Bucket": place["bucket"], "Key": _key(place, name), "ResponseContentDisposition": saved_as},
+                ExpiresIn=max(1, min(ttl_seconds, _LONGEST_LINK_SECONDS)),
+            ),
+        )
+
+    def _asked(self, place: dict[str, Any], name: str, call: "Callable[[S3Client], T]") -> T:
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            ConnectionError,  # noqa: A004 - botocore's name
+            CredentialRetrievalError,
+            HTTPClientError,
+            MetadataRetrievalError,
+        )
+
+        what = f"the file {name} of benefit {place['benefit']} in the bucket {place['bucket']}"
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._executor, call)
+            return call(self._client())
         except ClientError as error:
-            raise self._storage_error(error.response, config, name) from None
-        except BotoCoreError as error:
-            raise Unavailable(f"the storage cannot be reached: {type(error).__name__}") from None
-        return found["ContentLength"]
+            raise self._refusal(error, what) from None
+        except (ConnectionError, HTTPClientError, CredentialRetrievalError, MetadataRetrievalError) as error:
+            raise Unavailable(f"the storage cannot be reached for {what}: {type(error).__name__}") from None
+        except (BotoCoreError, ValueError) as error:
+            # Not the error's own text: it can quote addresses with passwords in them.
+            reason = f"{what} cannot be asked for: {type(error).__name__}; look at ALMONER_S3_ENDPOINT_URL and the AWS_"
+            raise ActionRequired(
+                f"{reason} settings of the sidecar, and at the bucket's name", who="merchant"
+            ) from None
 
-    def _storage_error(self, response: Any, config: Terms, name: str) -> ConnectorError:  # noqa: ANN401 - botocore's
-        answer = response.get("ResponseMetadata", {})
+    def _refusal(self, error: Any, what: str) -> ConnectorError:  # noqa: ANN401 - botocore's ClientError
+        answer = error.response.get("ResponseMetadata", {})
         status = int(answer.get("HTTPStatusCode", 500))
         if status == 404:
-            return _missing_file(config, name, f"the bucket {config.bucket}")
+            return ActionRequired(f"{what} is missing; put it there, or take it out of the benefit", who="merchant")
+        reason = f"the storage answered {status} for {what}"
+        if status in {401, 403}:
+            # https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html: a missing object answers 403 to
+            # credentials without s3:ListBucket.
+            reason += "; the credentials need s3:GetObject and s3:ListBucket, or the file is missing"
         wait = retry_after(answer.get("HTTPHeaders", {}).get("retry-after"), self._now())
-        code = response.get("Error", {}).get("Code", status)
-        return error_for_status(status, f"the storage answered {status} ({code}) for {name}", retry_after=wait)
+        return error_for_status(status, reason, retry_after=wait)
 
-    async def _client(self) -> "S3Client":
-        """Return the client, made once: it costs 0.15 s, and importing boto3 0.6 s."""
-        if self._s3 is None:
-            loop = asyncio.get_running_loop()
-            try:
-                self._s3 = await loop.run_in_executor(self._executor, _make_client, self._settings)
-            except Exception as error:
-                raise ActionRequired(f"the storage's settings are wrong: {error}", who="merchant") from error
-        return self._s3
+    def _client(self) -> "S3Client":
+        """Return the client, made once: that costs 0.15 s, and importing boto3 0.6 s. It serves all threads."""
+        with self._lock:
+            if self._made is None:
+                self._made = _make_client(self._settings)
+            return self._made
+
+
+def _key(place: dict[str, Any], name: str) -> str:
+    return str(place["key_prefix"] + name)
 
 
 def _make_client(settings: Settings) -> "S3Client":
     import boto3
-    from botocore.config import Config as BotoConfig
+    from botocore.config import Config
 
-    seconds = max(settings.call_timeout.total_seconds() / 2, 0.5)
+    seconds = settings.call_timeout.total_seconds() / 2
     session = boto3.session.Session()
     return session.client(
         "s3",
         endpoint_url=settings.s3_endpoint_url or None,
         region_name=session.region_name or "us-east-1",
-        config=BotoConfig(
+        config=Config(
             # boto3 presigns with version 2 unless told otherwise, which newer storage refuses.
             signature_version="s3v4",
             s3={"addressing_style": "path" if settings.s3_endpoint_url else "auto"},
+            # One attempt in all, for we retry ourselves; `max_attempts` would not count the first:
+            # https://botocore.amazonaws.com/v1/documentation/api/latest/reference/config.html
             retries={"total_max_attempts": 1, "mode": "standard"},
             connect_timeout=seconds,
             read_timeout=seconds,
+            max_pool_connections=settings.connector_calls,
         ),
     )
-
-
-def _bucket(config: Terms) -> dict[str, Any]:
-    return {"bucket": config.bucket, "key_prefix": config.key_prefix}
-
-
-def _missing_file(config: Terms, name: str, where: str) -> ActionRequired:
-    return ActionRequired(
-        f"the file {name} of benefit {config.benefit} is not in {where}; put it there", who="merchant"
-    )
-
-
-def _listed(data: dict[str, Any], name: str) -> None:
-    if name not in {one["name"] for one in data["files"]}:
-        raise Rejected(f"{name} is not one of the files that were given")
-
-
-def local_path(data: dict[str, Any], name: str) -> Path:
-    """Return where a given file of a local folder is. Raises Rejected for any other, wherever links may lead."""
-    _listed(data, name)
-    folder = Path(data["folder"]).resolve()
-    path = (folder / name).resolve()
-    if not is_safe(name) or not path.is_relative_to(folder):
-        raise Rejected(f"{name} is not below the folder")
-    if path.exists() and not path.is_file():
-        raise Rejected(f"{name} is not a file")
-    return path

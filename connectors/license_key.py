@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from datetime import timedelta
 from typing import Any, ClassVar
 from uuid import UUID, uuid5
 
@@ -13,23 +14,31 @@ from config.settings import Settings
 from connectors.base import Holding, LicenseKey, Presentation, Receipt, Recipient, Tools
 
 _NAMESPACE = UUID("c0a5f3d2-8b1e-5f47-9e0a-6d3b2a1c4e5f")
+_CENTURY = timedelta(days=36_525)
+_MOST = 1_000_000_000  # below what a column of 32 bits holds
 
 
 class Terms(BenefitConfig):
     """A kind of license key."""
 
     prefix: str = Field(default="", max_length=40, description="stands before the key: PREFIX-XXXXXXXX-...")
-    expires: Duration | None = Field(default=None, description="how long a key lasts after it is issued")
-    limit_activations: int | None = Field(default=None, ge=1, description="how many devices may use it at once")
-    limit_usage: int | None = Field(default=None, ge=1, description="how many uses may be counted on it")
+    expires: Duration | None = Field(
+        default=None, gt=timedelta(), le=_CENTURY, description="how long a key lasts after it is issued"
+    )
+    limit_activations: int | None = Field(
+        default=None, ge=1, le=_MOST, strict=True, description="how many devices may use it at once"
+    )
+    limit_usage: int | None = Field(
+        default=None, ge=1, le=_MOST, strict=True, description="how many uses may be counted on it"
+    )
 
     @field_validator("prefix")
     @classmethod
     def _letters(cls, prefix: str) -> str:
-        prefix = prefix.strip().upper()
-        if not re.fullmatch(r"[A-Z0-9-]*", prefix):
-            raise ValueError("a prefix has letters, digits and - only")
-        return prefix
+        prefix = prefix.strip()
+        if not re.fullmatch(r"[A-Za-z0-9-]*", prefix):
+            raise ValueError("a prefix has the letters A to Z, digits and - only")
+        return prefix.upper()
 
 
 class LicenseKeyConnector:
@@ -44,16 +53,20 @@ class LicenseKeyConnector:
         self._now = tools.now
 
     @staticmethod
-    def missing(_config: Terms, _settings: Settings) -> list[str]:
+    def missing(config: Terms, settings: Settings) -> list[str]:  # noqa: ARG004 - as for all
         """Return what the settings lack for this benefit: nothing."""
         return []
 
     def resource(self, to: Recipient, config: Terms) -> str:
-        """Return the name of the one key of this customer, member and purchase."""
+        """Return the name of the one key that this customer, member and purchase ever has of the benefit."""
         return ":".join(["license_key", config.benefit, to.customer_id, to.member_id or "", to.purchase or ""])
 
     async def grant(self, to: Recipient, config: Terms, held: Receipt | None) -> Receipt:  # noqa: ARG002 - the store knows
-        """Issue the key, or revive the one that there is, with the limits of today."""
+        """Issue the key, or revive the one that there is, with the limits of today.
+
+        Revived, it is the same id and string, as at Polar (https://github.com/polarsource/polar/pull/13025).
+        The receipt has the key masked; only the store has the whole.
+        """
         resource = self.resource(to, config)
         issued = await self._keys.issue(
             LicenseKey(
@@ -79,7 +92,7 @@ class LicenseKeyConnector:
         return Receipt(resource, data)
 
     async def revoke(self, held: Receipt) -> None:
-        """Disable the key."""
+        """Disable the resource's key, whatever the benefit is configured to be now."""
         await self._keys.revoke(held.resource)
 
     async def holds(self, held: Receipt) -> Holding:
@@ -98,6 +111,6 @@ class LicenseKeyConnector:
 
 
 def _new_key(prefix: str) -> str:
-    """Return a key in Polar's form, PREFIX-UUID in capitals, with all 128 bits random."""
+    """Return a key in Polar's form, PREFIX-UUID in capitals. All 128 bits are random: none tells a UUID's version."""
     key = str(UUID(bytes=secrets.token_bytes(16))).upper()
     return f"{prefix}-{key}" if prefix else key

@@ -7,7 +7,7 @@ written, so that dying between the platform's act and our note of it leaves noth
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import uuid4
@@ -28,6 +28,7 @@ from connectors.base import (
     Unavailable,
 )
 from handlers import state as facts
+from handlers.state import CustomerState
 from worker import answers
 from worker.folding import Rules, backoff, offered_benefits
 from worker.reconcile import recipient
@@ -83,58 +84,82 @@ def claim(
     connectors: Mapping[str, Connector[Any]],
     now: datetime,
 ) -> tuple[list[Claim], list[Result]]:
-    """Take the leases of grants that are due; returns what to act on, and what is settled without acting."""
+    """Take the leases of grants that are due; returns what to act on, and what is settled without acting.
+
+    A grant whose resource another worker is at, or another grant of this batch, is left for later.
+    """
     rows = [row for row in grants.by_ids(connection, ids) if row["next_attempt_at"] and row["next_attempt_at"] <= now]
     states = customers.facts(connection, {row["customer_id"] for row in rows})
-    claims: list[Claim] = []
+    found: list[Claim] = []
     results: list[Result] = []
+    token = uuid4().hex
     for row in rows:
         state = facts.decode(states[row["customer_id"]])
-        to = recipient(state, row["member_id"], row["purchase"])
-        benefit = rules.catalogue.benefits.get(row["benefit"])
-        held = _receipt(row["receipt"]) if row["receipt"] else None
-        connector = connectors.get(row["connector"])
-        if row["wanted"] and benefit is None:
+        one = _wanting(row, state, rules, token)
+        if one is None:
             continue  # the catalogue has changed; refreshing its customers decides what becomes of it
-        blank = Claim(row, uuid4().hex, to, None, None, held, kept_by_others=False, leased=())
-        if connector is None:
-            lost = ActionRequired(f"this version has no connector {row['connector']!r}", who="merchant")
-            results.append(Result(blank, "failed", held, lost))
-            continue
         try:
-            resource = connector.resource(to, benefit.config) if row["wanted"] and benefit else None
+            found.append(_with_resource(one, connectors))
         except ConnectorError as error:
-            results.append(Result(blank, "failed", held, error))
-            continue
-        one = _lease(connection, blank, benefit.config if benefit else None, resource, rules, now)
-        if one:
-            claims.append(one)
-    return claims, results
+            results.append(Result(one, "failed", one.held, error))
+    return _lease(connection, found, token, rules, now), results
 
 
-def _lease(
-    connection: sa.Connection,
-    blank: Claim,
-    config: BenefitConfig | None,
-    resource: str | None,
-    rules: Rules,
-    now: datetime,
-) -> Claim | None:
-    """Lease what the grant has and what it is to have; None while another worker is at either."""
-    held = blank.held
-    wanted = sorted({one for one in (resource, held.resource if held else None) if one})
+def _wanting(row: Mapping[str, Any], state: CustomerState, rules: Rules, token: str) -> Claim | None:
+    benefit = rules.catalogue.benefits.get(row["benefit"])
+    if row["wanted"] and benefit is None:
+        return None
+    to = recipient(state, row["member_id"], row["purchase"])
+    held = _receipt(row["receipt"]) if row["receipt"] else None
+    return Claim(row, token, to, benefit.config if benefit else None, None, held, kept_by_others=False, leased=())
+
+
+def _with_resource(one: Claim, connectors: Mapping[str, Connector[Any]]) -> Claim:
+    """Name what the grant is about outside. Raises ConnectorError."""
+    connector = connectors.get(one.row["connector"])
+    if connector is None:
+        raise ActionRequired(f"this version has no connector {one.row['connector']!r}", who="merchant")
+    if not one.row["wanted"]:
+        return one
+    return replace(one, resource=connector.resource(one.to, one.config))
+
+
+def _lease(connection: sa.Connection, found: Sequence[Claim], token: str, rules: Rules, now: datetime) -> list[Claim]:
+    """Lease what each grant has and what it is to have, and write down what is intended."""
     until = now + rules.settings.call_timeout + _LEASE_MARGIN
-    taken: list[str] = []
-    for one in wanted:
-        if not grants.lease(connection, one, blank.token, now, until):
-            grants.release(connection, taken, blank.token)
-            return None
-        taken.append(one)
-    if resource and held is None:
-        held = Receipt(resource, intended=True)
-        grants.intend(connection, blank.row["id"], resource, _encode(held).decode())
-    others = grants.others_holding(connection, held.resource, blank.row["id"]) if held else []
-    return Claim(blank.row, blank.token, blank.to, config, resource, held, bool(others), tuple(taken))
+    ours = grants.lease(connection, {name for one in found for name in _resources(one)}, token, now, until)
+    free = set(ours)
+    claims = []
+    for one in found:
+        wanted = _resources(one)
+        if wanted <= free:
+            free -= wanted
+            claims.append(replace(one, leased=tuple(sorted(wanted)), held=one.held or _intended(one)))
+    grants.release(connection, free, token)
+    grants.intend(
+        connection,
+        [
+            {"row": one.row["id"], "resource": one.resource, "receipt": _encode(one.held).decode()}
+            for one in claims
+            if one.held and one.held.intended and not one.row["receipt"]
+        ],
+    )
+    leaving = [one for one in claims if one.held and one.held.resource != one.resource]
+    staying = grants.holding(connection, {one.held.resource for one in leaving if one.held})
+    return [
+        replace(one, kept_by_others=bool(staying.get(one.held.resource, set()) - {one.row["id"]}))
+        if one.held and one in leaving
+        else one
+        for one in claims
+    ]
+
+
+def _resources(one: Claim) -> set[str]:
+    return {name for name in (one.resource, one.held.resource if one.held else None) if name}
+
+
+def _intended(one: Claim) -> Receipt | None:
+    return Receipt(one.resource, intended=True) if one.resource else None
 
 
 async def act(one: Claim, connector: Connector[Any], limit: timedelta) -> Result:
@@ -180,10 +205,12 @@ async def _take_back(one: Claim, connector: Connector[Any], held: Receipt) -> No
 def save(connection: sa.Connection, results: Iterable[Result], rules: Rules, now: datetime) -> Settled:
     """Write results, and the answers of their customers, in one transaction; give the leases back."""
     settled = Settled()
-    results = [
-        result for result in results
-        if all(grants.is_leased(connection, one, result.claim.token) for one in result.claim.leased)
-    ]  # fmt: skip
+    results = list(results)
+    by_token: dict[str, set[str]] = {}
+    for result in results:
+        by_token.setdefault(result.claim.token, set()).update(result.claim.leased)
+    ours = {token: grants.leased(connection, names, token) for token, names in by_token.items()}
+    results = [result for result in results if ours[result.claim.token].issuperset(result.claim.leased)]
     customer_ids = {result.claim.row["customer_id"] for result in results}
     locked = customers.lock(connection, customer_ids)
     held = {row["id"]: row for rows in grants.of_customers(connection, customer_ids).values() for row in rows}
@@ -211,8 +238,9 @@ def save(connection: sa.Connection, results: Iterable[Result], rules: Rules, now
             for state in states
         ],
     )
-    for result in results:
-        grants.release(connection, result.claim.leased, result.claim.token)
+    for token in by_token:
+        mine = [name for result in results if result.claim.token == token for name in result.claim.leased]
+        grants.release(connection, mine, token)
     shared = {one for result in results for one in result.claim.leased}
     settled.again = sorted({*settled.again, *grants.due_on(connection, shared, now)})
     return settled

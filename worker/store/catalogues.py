@@ -6,7 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from worker.store.models import CatalogueRow
-from worker.store.upsert import insert
+from worker.store.upsert import upsert
 
 catalogues = CatalogueRow.__table__  # type: ignore[attr-defined]
 
@@ -29,24 +29,28 @@ def held(connection: sa.Connection) -> dict[str, Any] | None:
     return dict(row) if row else None
 
 
+_HOLD = upsert(
+    catalogues,
+    ("digest", "text", "in_force", "proposed_at", "held_because"),
+    ("digest",),
+    change=lambda new: {"held_because": new.held_because, "proposed_at": new.proposed_at},
+)
+_PUT_IN_FORCE = upsert(
+    catalogues,
+    ("digest", "text", "in_force", "proposed_at", "in_force_at"),
+    ("digest",),
+    change=lambda new: {"in_force": new.in_force, "in_force_at": new.in_force_at, "held_because": None},
+)
+
+
 def hold(connection: sa.Connection, digest: str, text: str, because: str, now: datetime) -> None:
     """Keep a file aside, with the reason."""
-    statement = insert(connection, catalogues).values(
-        digest=digest, text=text, in_force=False, proposed_at=now, held_because=because
-    )
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=["digest"], set_={"held_because": because, "proposed_at": now})
-    )
+    row = {"digest": digest, "text": text, "in_force": False, "proposed_at": now, "held_because": because}
+    connection.execute(_HOLD(connection), row)
 
 
 def put_in_force(connection: sa.Connection, digest: str, text: str, now: datetime) -> None:
     """Make this the file in force, instead of the one before; nothing is held any more."""
     connection.execute(catalogues.update().values(in_force=False, held_because=None))
-    statement = insert(connection, catalogues).values(
-        digest=digest, text=text, in_force=True, proposed_at=now, in_force_at=now
-    )
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["digest"], set_={"in_force": True, "in_force_at": now, "held_because": None}
-        )
-    )
+    row = {"digest": digest, "text": text, "in_force": True, "proposed_at": now, "in_force_at": now}
+    connection.execute(_PUT_IN_FORCE(connection), row)

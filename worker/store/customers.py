@@ -8,12 +8,26 @@ import sqlalchemy as sa
 
 from handlers.state import ManualGrant
 from worker.store.models import CustomerRow, Link, ManualGrantRow, OfferingRow
-from worker.store.upsert import insert, write_all
+from worker.store.upsert import among, upsert
 
 customers = CustomerRow.__table__  # type: ignore[attr-defined]
 links = Link.__table__  # type: ignore[attr-defined]
 offerings = OfferingRow.__table__  # type: ignore[attr-defined]
 manual_grants = ManualGrantRow.__table__  # type: ignore[attr-defined]
+
+
+_BLANK = upsert(customers, ("id", "deleted", "version", "entitlements", "state"), ("id",), change=lambda _: {})
+_LOCK = (
+    sa.select(customers.c.id, customers.c.state, customers.c.version)
+    .where(customers.c.id.in_(among("ids")))
+    .order_by(customers.c.id)
+    .with_for_update()
+)
+_SAVE = upsert(
+    customers,
+    ("id", "external_id", "deleted", "version", "as_of", "due_at", "catalogue", "polar_state", "entitlements", "state"),
+    ("id",),
+)
 
 
 def lock(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Any]:
@@ -26,19 +40,14 @@ def lock(connection: sa.Connection, ids: Iterable[str]) -> dict[str, Any]:
         return {}
     if connection.dialect.name != "sqlite":  # SQLite has one writer: there is nothing to lock
         blank = [{"id": one, "deleted": False, "version": 0, "entitlements": b"{}", "state": b""} for one in wanted]
-        connection.execute(insert(connection, customers).on_conflict_do_nothing(index_elements=["id"]), blank)
-    statement = (
-        sa.select(customers.c.id, customers.c.state, customers.c.version)
-        .where(customers.c.id.in_(wanted))
-        .order_by(customers.c.id)
-        .with_for_update()
-    )
-    return {row.id: row for row in connection.execute(statement)}
+        connection.execute(_BLANK(connection), blank)
+    return {row.id: row for row in connection.execute(_LOCK, {"ids": wanted})}
 
 
 def save(connection: sa.Connection, rows: list[dict[str, Any]]) -> None:
     """Write whole customers: facts, answers, and when they are due again."""
-    write_all(connection, customers, rows, ("id",))
+    if rows:
+        connection.execute(_SAVE(connection), rows)
 
 
 _SAVE_ANSWERS = (
@@ -54,10 +63,12 @@ def save_answers(connection: sa.Connection, rows: list[dict[str, Any]]) -> None:
         connection.execute(_SAVE_ANSWERS, rows)
 
 
+_FACTS = sa.select(customers.c.id, customers.c.state).where(customers.c.id.in_(among("ids")))
+
+
 def facts(connection: sa.Connection, ids: Iterable[str]) -> dict[str, bytes]:
     """Return the encoded states of these customers."""
-    statement = sa.select(customers.c.id, customers.c.state).where(customers.c.id.in_(list(ids)))
-    return {row.id: row.state for row in connection.execute(statement) if row.state}
+    return {row.id: row.state for row in connection.execute(_FACTS, {"ids": list(ids)}) if row.state}
 
 
 def due(connection: sa.Connection, now: datetime, *, limit: int) -> list[str]:
@@ -92,21 +103,25 @@ def find(connection: sa.Connection, name: str) -> str | None:
 # Which objects belong to whom.
 
 
+_OWNERS = sa.select(links.c.object_id, links.c.customer_id).where(
+    links.c.object_id.in_(among("objects")), links.c.kind != "benefit"
+)
+_LINK = upsert(links, ("kind", "object_id", "customer_id"), ("kind", "object_id", "customer_id"))
+
+
 def owners(connection: sa.Connection, object_ids: Iterable[str]) -> dict[str, str]:
     """Return the customer of each of these purchases and seats, where it is known."""
     wanted = list(object_ids)
     if not wanted:
         return {}
-    statement = sa.select(links.c.object_id, links.c.customer_id).where(
-        links.c.object_id.in_(wanted), links.c.kind != "benefit"
-    )
-    return {row.object_id: row.customer_id for row in connection.execute(statement)}
+    return {row.object_id: row.customer_id for row in connection.execute(_OWNERS, {"objects": wanted})}
 
 
 def link(connection: sa.Connection, found: Iterable[tuple[str, str, str]]) -> None:
     """Remember (kind, object, customer)."""
     rows = [{"kind": kind, "object_id": one, "customer_id": customer} for kind, one, customer in sorted(set(found))]
-    write_all(connection, links, rows, ("kind", "object_id", "customer_id"))
+    if rows:
+        connection.execute(_LINK(connection), rows)
 
 
 def make_holders_due(connection: sa.Connection, benefit_ids: Sequence[str], now: datetime) -> None:
@@ -118,42 +133,42 @@ def make_holders_due(connection: sa.Connection, benefit_ids: Sequence[str], now:
 # What the organization offers.
 
 
+_OFFERED = sa.select(offerings.c.id, offerings.c.body).where(offerings.c.id.in_(among("ids")))
+
+
 def offered(connection: sa.Connection, ids: Iterable[str]) -> dict[str, bytes]:
     """Return the newest descriptions of these products and benefits."""
-    statement = sa.select(offerings.c.id, offerings.c.body).where(offerings.c.id.in_(list(ids)))
-    return {row.id: row.body for row in connection.execute(statement)}
+    return {row.id: row.body for row in connection.execute(_OFFERED, {"ids": list(ids)})}
+
+
+_OFFER = upsert(
+    offerings,
+    ("id", "kind", "modified_at", "sent_at", "body"),
+    ("id",),
+    where=lambda new: (
+        sa.tuple_(new.modified_at, new.sent_at, new.body)
+        > sa.tuple_(offerings.c.modified_at, offerings.c.sent_at, offerings.c.body)
+    ),
+)
 
 
 def offer(connection: sa.Connection, row: Mapping[str, Any]) -> bool:
     """Keep a description if it is newer than the one we have, by Polar's times; says whether it was."""
-    statement = insert(connection, offerings).values(**row)
-    new = statement.excluded
-    newer = sa.or_(
-        new.modified_at > offerings.c.modified_at,
-        sa.and_(new.modified_at == offerings.c.modified_at, new.sent_at > offerings.c.sent_at),
-        sa.and_(
-            new.modified_at == offerings.c.modified_at, new.sent_at == offerings.c.sent_at, new.body > offerings.c.body
-        ),
-    )
-    changed = connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["id"],
-            set_={name: new[name] for name in ("kind", "modified_at", "sent_at", "body")},
-            where=newer,
-        )
-    )
-    return changed.rowcount > 0
+    return connection.execute(_OFFER(connection), dict(row)).rowcount > 0
 
 
 # Grants by hand.
 
 
+_MANUAL = sa.select(manual_grants).where(
+    manual_grants.c.customer_id.in_(among("ids")), manual_grants.c.withdrawn_at.is_(None)
+)
+
+
 def manual_of(connection: sa.Connection, ids: Iterable[str]) -> dict[str, dict[str, ManualGrant]]:
     """Return, by customer, the operators' grants that were not withdrawn."""
-    columns = manual_grants.c
-    statement = sa.select(manual_grants).where(columns.customer_id.in_(list(ids)), columns.withdrawn_at.is_(None))
     found: dict[str, dict[str, ManualGrant]] = {}
-    for row in connection.execute(statement).mappings():
+    for row in connection.execute(_MANUAL, {"ids": list(ids)}).mappings():
         found.setdefault(row["customer_id"], {})[row["id"]] = ManualGrant(
             id=row["id"],
             benefit=row["benefit"],

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from connectors.base import LicenseKey
 from worker.store.models import Download, GrantRow, GrantStatus, Lease, LicenseKeyRow, PassRow, Pulse
-from worker.store.upsert import insert, write_all
+from worker.store.upsert import among, upsert
 
 grants = GrantRow.__table__  # type: ignore[attr-defined]
 leases = Lease.__table__  # type: ignore[attr-defined]
@@ -18,13 +18,21 @@ downloads = Download.__table__  # type: ignore[attr-defined]
 pulses = Pulse.__table__  # type: ignore[attr-defined]
 
 
+_OF_CUSTOMERS = sa.select(grants).where(grants.c.customer_id.in_(among("ids"))).order_by(grants.c.id)
+_BY_IDS = sa.select(grants).where(grants.c.id.in_(among("ids"))).order_by(grants.c.id)
+
+
 def of_customers(connection: sa.Connection, ids: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
     """Return all grants of these customers, by customer."""
     found: dict[str, list[dict[str, Any]]] = {}
-    statement = sa.select(grants).where(grants.c.customer_id.in_(list(ids))).order_by(grants.c.id)
-    for row in connection.execute(statement).mappings():
-        found.setdefault(row["customer_id"], []).append(dict(row))
+    for row in connection.execute(_OF_CUSTOMERS, {"ids": list(ids)}):
+        found.setdefault(row.customer_id, []).append(row._asdict())
     return found
+
+
+def by_ids(connection: sa.Connection, ids: Iterable[str]) -> list[dict[str, Any]]:
+    """Return these grants."""
+    return [row._asdict() for row in connection.execute(_BY_IDS, {"ids": list(ids)})]
 
 
 def add(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -62,12 +70,6 @@ def explain(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> Non
         connection.execute(_EXPLAIN, list(rows))
 
 
-def by_ids(connection: sa.Connection, ids: Iterable[str]) -> list[dict[str, Any]]:
-    """Return these grants."""
-    statement = sa.select(grants).where(grants.c.id.in_(list(ids))).order_by(grants.c.id)
-    return [dict(row) for row in connection.execute(statement).mappings()]
-
-
 def due(connection: sa.Connection, now: datetime, *, untouched_since: datetime, limit: int) -> list[str]:
     """Return grants that are not settled and due: tried before, or not picked up since that time."""
     statement = (
@@ -82,32 +84,45 @@ def due(connection: sa.Connection, now: datetime, *, untouched_since: datetime, 
     return list(connection.execute(statement).scalars())
 
 
-def others_holding(connection: sa.Connection, resource: str, grant_id: str) -> list[str]:
-    """Return the other grants, of anybody, that want this external resource to stay."""
-    statement = sa.select(grants.c.id).where(
-        sa.or_(grants.c.resource == resource, grants.c.held == resource),
-        grants.c.wanted.is_(True),
-        grants.c.id != grant_id,
-    )
-    return list(connection.execute(statement).scalars())
+_HOLDING = sa.select(grants.c.id, grants.c.resource, grants.c.held).where(
+    sa.or_(grants.c.resource.in_(among("resources")), grants.c.held.in_(among("resources"))), grants.c.wanted.is_(True)
+)
 
 
-def intend(connection: sa.Connection, grant_id: str, resource: str, receipt: str) -> None:
-    """Record which external resource a grant is about, before anything is done to it."""
-    connection.execute(
-        grants.update().where(grants.c.id == grant_id).values(resource=resource, held=resource, receipt=receipt)
-    )
+def holding(connection: sa.Connection, resources: Iterable[str]) -> dict[str, set[str]]:
+    """Return, by external resource, the grants of anybody that want it to stay."""
+    wanted = list(resources)
+    found: dict[str, set[str]] = {one: set() for one in wanted}
+    if wanted:
+        for row in connection.execute(_HOLDING, {"resources": wanted}):
+            for one in {row.resource, row.held} & found.keys():
+                found[one].add(row.id)
+    return found
+
+
+_INTEND = (
+    grants.update()
+    .where(grants.c.id == sa.bindparam("row"))
+    .values(resource=sa.bindparam("resource"), held=sa.bindparam("resource"), receipt=sa.bindparam("receipt"))
+)
+
+
+def intend(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Record which external resource grants are about, before anything is done to it: `row`, `resource`, `receipt`."""
+    if rows:
+        connection.execute(_INTEND, list(rows))
+
+
+_DUE_ON = sa.select(grants.c.id).where(
+    sa.or_(grants.c.resource.in_(among("resources")), grants.c.held.in_(among("resources"))),
+    grants.c.next_attempt_at <= sa.bindparam("now"),
+)
 
 
 def due_on(connection: sa.Connection, resources: Iterable[str], now: datetime) -> list[str]:
     """Return the grants of these external resources that are due: they waited for a lease."""
     wanted = list(resources)
-    if not wanted:
-        return []
-    statement = sa.select(grants.c.id).where(
-        sa.or_(grants.c.resource.in_(wanted), grants.c.held.in_(wanted)), grants.c.next_attempt_at <= now
-    )
-    return list(connection.execute(statement).scalars())
+    return list(connection.execute(_DUE_ON, {"resources": wanted, "now": now}).scalars()) if wanted else []
 
 
 SETTLED = (
@@ -174,75 +189,96 @@ def by_status(connection: sa.Connection) -> dict[tuple[str, str], int]:
 # Leases.
 
 
-def lease(connection: sa.Connection, resource: str, token: str, now: datetime, until: datetime) -> bool:
-    """Take the lease of a resource unless somebody else has it; says whether we have it now."""
-    statement = insert(connection, leases).values(resource=resource, token=token, until=until)
-    taken = connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["resource"], set_={"token": token, "until": until}, where=leases.c.until <= now
-        )
-    )
-    return taken.rowcount > 0
+_LEASE = upsert(
+    leases, ("resource", "token", "until"), ("resource",), where=lambda _: leases.c.until <= sa.bindparam("now")
+)
+_LEASED = (
+    sa.select(leases.c.resource)
+    .where(leases.c.resource.in_(among("resources")), leases.c.token == sa.bindparam("token"))
+    .with_for_update()
+)
+_RELEASE = leases.delete().where(leases.c.resource.in_(among("resources")), leases.c.token == sa.bindparam("token"))
 
 
-def is_leased(connection: sa.Connection, resource: str, token: str) -> bool:
-    """Whether the lease is still ours: if not, another worker has acted since, and we must not save."""
-    statement = sa.select(leases.c.token).where(leases.c.resource == resource).with_for_update()
-    return connection.execute(statement).scalar_one_or_none() == token
+def lease(connection: sa.Connection, resources: Iterable[str], token: str, now: datetime, until: datetime) -> set[str]:
+    """Take the leases of resources that nobody has; returns which of them are ours now."""
+    wanted = sorted(set(resources))
+    if not wanted:
+        return set()
+    rows = [{"resource": one, "token": token, "until": until, "now": now} for one in wanted]
+    connection.execute(_LEASE(connection), rows)
+    return leased(connection, wanted, token)
+
+
+def leased(connection: sa.Connection, resources: Iterable[str], token: str) -> set[str]:
+    """Return which leases are still ours; where one is not, another worker has acted since, and we must not save."""
+    wanted = list(resources)
+    if not wanted:
+        return set()
+    return set(connection.execute(_LEASED, {"resources": wanted, "token": token}).scalars())
 
 
 def release(connection: sa.Connection, resources: Iterable[str], token: str) -> None:
     """Give leases back."""
-    connection.execute(leases.delete().where(leases.c.resource.in_(list(resources)), leases.c.token == token))
+    wanted = list(resources)
+    if wanted:
+        connection.execute(_RELEASE, {"resources": wanted, "token": token})
 
 
 # What our own connectors keep.
 
 
+_SET_PASS = upsert(passes, ("resource", "is_open"), ("resource",))
+_IS_OPEN = sa.select(passes.c.is_open).where(passes.c.resource == sa.bindparam("resource"))
+
+
 def set_pass(connection: sa.Connection, resource: str, *, is_open: bool) -> None:
     """Open or close a pass."""
-    write_all(connection, passes, [{"resource": resource, "is_open": is_open}], ("resource",))
+    connection.execute(_SET_PASS(connection), {"resource": resource, "is_open": is_open})
 
 
 def is_open(connection: sa.Connection, resource: str) -> bool:
     """Whether a pass is open."""
-    return bool(connection.execute(sa.select(passes.c.is_open).where(passes.c.resource == resource)).scalar())
+    return bool(connection.execute(_IS_OPEN, {"resource": resource}).scalar())
+
+
+_ISSUE_COLUMNS = (*LicenseKey.__struct_fields__, "created_at", "usage", "validations")
+_ISSUE = upsert(
+    license_keys,
+    _ISSUE_COLUMNS,
+    ("resource",),
+    change=lambda new: {
+        "status": sa.case((license_keys.c.status == "disabled", "disabled"), else_="granted"),
+        "limit_activations": new.limit_activations,
+        "limit_usage": new.limit_usage,
+        "modified_at": new.created_at,
+    },
+    returning=True,
+)
+_REVOKE_KEY = (
+    license_keys.update()
+    .where(license_keys.c.resource == sa.bindparam("of"), license_keys.c.status != "revoked")
+    .values(status="revoked", modified_at=sa.bindparam("now"))
+)
+_FIND_KEY = sa.select(license_keys).where(license_keys.c.resource == sa.bindparam("resource"))
 
 
 def issue_key(connection: sa.Connection, key: LicenseKey, now: datetime) -> LicenseKey:
     """Keep a license key, or revive the one that its resource has: same id, same string, same expiry."""
-    statement = insert(connection, license_keys).values(
-        id=key.id, resource=key.resource, benefit=key.benefit, customer_id=key.customer_id, member_id=key.member_id,
-        key=key.key, status="granted", limit_activations=key.limit_activations, limit_usage=key.limit_usage,
-        expires_at=key.expires_at, created_at=now, usage=0, validations=0,
-    )  # fmt: skip
-    row = connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["resource"],
-            set_={
-                "status": sa.case((license_keys.c.status == "disabled", "disabled"), else_="granted"),
-                "limit_activations": key.limit_activations,
-                "limit_usage": key.limit_usage,
-                "modified_at": now,
-            },
-        ).returning(license_keys)
-    )
-    return _key(dict(row.mappings().one()))
+    row = {name: getattr(key, name) for name in LicenseKey.__struct_fields__}
+    row |= {"status": "granted", "created_at": now, "usage": 0, "validations": 0}
+    return _key(connection.execute(_ISSUE(connection), row).one()._asdict())
 
 
 def revoke_key(connection: sa.Connection, resource: str, now: datetime) -> None:
     """Disable the key of a resource."""
-    connection.execute(
-        license_keys.update()
-        .where(license_keys.c.resource == resource, license_keys.c.status != "revoked")
-        .values(status="revoked", modified_at=now)
-    )
+    connection.execute(_REVOKE_KEY, {"of": resource, "now": now})
 
 
 def find_key(connection: sa.Connection, resource: str) -> LicenseKey | None:
     """Return the key of a resource."""
-    row = connection.execute(sa.select(license_keys).where(license_keys.c.resource == resource)).mappings().first()
-    return _key(dict(row)) if row else None
+    row = connection.execute(_FIND_KEY, {"resource": resource}).first()
+    return _key(row._asdict()) if row else None
 
 
 def key_string(connection: sa.Connection, key_id: str) -> str | None:
@@ -254,22 +290,28 @@ def _key(row: Mapping[str, Any]) -> LicenseKey:
     return LicenseKey(**{name: row[name] for name in LicenseKey.__struct_fields__})
 
 
+_COUNT_DOWNLOAD = upsert(
+    downloads,
+    ("grant_id", "name", "count", "last_at"),
+    ("grant_id", "name"),
+    change=lambda new: {"count": downloads.c.count + 1, "last_at": new.last_at},
+)
+
+
 def count_download(connection: sa.Connection, grant_id: str, name: str, now: datetime) -> None:
     """Count one download."""
-    statement = insert(connection, downloads).values(grant_id=grant_id, name=name, count=1, last_at=now)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["grant_id", "name"], set_={"count": downloads.c.count + 1, "last_at": now}
-        )
-    )
+    connection.execute(_COUNT_DOWNLOAD(connection), {"grant_id": grant_id, "name": name, "count": 1, "last_at": now})
 
 
 # Pulses.
 
 
+_BEAT = upsert(pulses, ("name", "at"), ("name",))
+
+
 def beat(connection: sa.Connection, name: str, now: datetime) -> None:
     """Record that something that must keep happening has happened."""
-    write_all(connection, pulses, [{"name": name, "at": now}], ("name",))
+    connection.execute(_BEAT(connection), {"name": name, "at": now})
 
 
 def last_beat(connection: sa.Connection, name: str) -> datetime | None:

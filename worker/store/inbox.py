@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from worker.store.models import Conflict, Delivery, DeliveryStatus, LedgerEntry, Refusal, SecretUse
-from worker.store.upsert import insert
+from worker.store.upsert import among, upsert
 
 deliveries = Delivery.__table__  # type: ignore[attr-defined]
 conflicts = Conflict.__table__  # type: ignore[attr-defined]
@@ -145,15 +145,19 @@ def _count_duplicate(connection: sa.Connection, arrival: Arrival) -> None:
         )
 
 
+_NOTE_SECRET = upsert(
+    secret_uses,
+    ("secret", "scheme", "first_used_at", "last_used_at"),
+    ("secret", "scheme"),
+    change=lambda new: {"last_used_at": new.last_used_at},
+)
+
+
 def note_secrets(connection: sa.Connection, uses: Iterable[tuple[str, str, datetime]]) -> None:
     """Remember when secrets matched last: (fingerprint, scheme, time)."""
     for secret, scheme, at in sorted(uses):
-        statement = insert(connection, secret_uses).values(
-            secret=secret, scheme=scheme, first_used_at=at, last_used_at=at
-        )
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=["secret", "scheme"], set_={"last_used_at": at})
-        )
+        row = {"secret": secret, "scheme": scheme, "first_used_at": at, "last_used_at": at}
+        connection.execute(_NOTE_SECRET(connection), row)
 
 
 def secrets_in_use(connection: sa.Connection) -> list[dict[str, Any]]:
@@ -222,16 +226,17 @@ class Locked:
     attempts: int
 
 
+_LOCK_PENDING = (
+    sa.select(deliveries.c.id, deliveries.c.webhook_id, deliveries.c.body, deliveries.c.attempts)
+    .where(deliveries.c.id.in_(among("ids")), deliveries.c.status == DeliveryStatus.PENDING)
+    .order_by(deliveries.c.id)
+    .with_for_update(skip_locked=True)
+)
+
+
 def lock_pending(connection: sa.Connection, ids: Sequence[int]) -> list[Locked]:
     """Return those of the deliveries that are still pending, locked against other workers; oldest first."""
-    columns = (deliveries.c.id, deliveries.c.webhook_id, deliveries.c.body, deliveries.c.attempts)
-    statement = (
-        sa.select(*columns)
-        .where(deliveries.c.id.in_(ids), deliveries.c.status == DeliveryStatus.PENDING)
-        .order_by(deliveries.c.id)
-        .with_for_update(skip_locked=True)
-    )
-    return [Locked(*row) for row in connection.execute(statement)]
+    return [Locked(*row) for row in connection.execute(_LOCK_PENDING, {"ids": list(ids)})]
 
 
 def due(connection: sa.Connection, now: datetime, *, untouched_since: datetime, limit: int) -> list[int]:
@@ -249,18 +254,15 @@ def due(connection: sa.Connection, now: datetime, *, untouched_since: datetime, 
     return list(connection.execute(statement).scalars())
 
 
+_WAITING_FOR = sa.select(deliveries.c.id).where(
+    deliveries.c.waits_for.in_(among("objects")), deliveries.c.status == DeliveryStatus.PENDING
+)
+
+
 def waiting_for(connection: sa.Connection, object_ids: Iterable[str]) -> list[int]:
     """Return the ids of pending deliveries that wait for one of these objects to become known."""
     wanted = list(object_ids)
-    if not wanted:
-        return []
-    return list(
-        connection.execute(
-            sa.select(deliveries.c.id).where(
-                deliveries.c.waits_for.in_(wanted), deliveries.c.status == DeliveryStatus.PENDING
-            )
-        ).scalars()
-    )
+    return list(connection.execute(_WAITING_FOR, {"objects": wanted}).scalars()) if wanted else []
 
 
 @dataclass(frozen=True, slots=True)
