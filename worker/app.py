@@ -20,11 +20,12 @@ from config.catalogue import Catalogue, CatalogueError, parse_catalogue, read_ca
 from config.settings import Settings
 from connectors import CONNECTORS, TERMS
 from connectors.base import LicenseKey, Tools
+from worker.batching import Together
 from worker.embedded import EmbeddedServer
 from worker.http.api import make_api
 from worker.http.context import Context
 from worker.http.present import DownloadTokens
-from worker.pipeline import Pipeline, Trigger
+from worker.pipeline import PROCESS_BATCH, SETTLE_BATCH, Pipeline, Trigger
 from worker.queue import Job, Queue
 from worker.store import grants
 from worker.store.database import Database
@@ -32,6 +33,11 @@ from worker.store.migrate import migrate, needs_migration
 from worker.store.ready import ReadyAnswers
 
 log = structlog.get_logger()
+
+_SETTLING = 8
+"""Batches of grants that are settled side by side, so that a slow platform does not hold up the others."""
+
+_REST_SECONDS = 0.02
 
 EXAMPLE_BENEFITS = Path(__file__).parent.parent / "config" / "benefits.example.toml"
 
@@ -179,7 +185,7 @@ async def run(
         server.start()
     queue = Queue(server.url if server else settings.redis_url)
     # Short turns: the database's thread must not keep the event loop from answering for 5 ms, Python's default.
-    sys.setswitchinterval(0.002)
+    sys.setswitchinterval(0.0005)
     try:
         async with open_service(settings, catalogue, trigger=queue) as service, asyncio.TaskGroup() as tasks:
             held = await service.pipeline.propose(catalogue)
@@ -190,7 +196,12 @@ async def run(
                 tasks.create_task(server.watch(stopping))
             if work:
                 tasks.create_task(service.pipeline.sweep_for_ever(stopping))
-                jobs: dict[str, Job] = {"process": service.pipeline.process, "settle": service.pipeline.settle}
+                jobs: dict[str, Job] = {
+                    "process": Together(service.pipeline.process, most=PROCESS_BATCH, rest=_REST_SECONDS),
+                    "settle": Together(
+                        service.pipeline.settle, most=SETTLE_BATCH, at_once=_SETTLING, rest=_REST_SECONDS
+                    ),
+                }
                 tasks.create_task(queue.work(jobs, slots=settings.worker_slots, stopping=stopping))
             if listening:
                 tasks.create_task(_serve(_context(service, queue), listening, stopping, announce))

@@ -33,6 +33,8 @@ SETTLE_BATCH = 100
 SWEEP_PULSE = "sweep"
 _STORE_SECONDS = 5.0
 """Polar waits 10 s for an answer; a database that takes longer than this is down for our purpose."""
+_TRIGGER_GAP_SECONDS = 0.005
+"""The first trigger goes out at once; under load those that follow carry what came meanwhile."""
 _SECRET_NOTES = timedelta(seconds=10)
 
 
@@ -141,6 +143,7 @@ class Pipeline:
         while self._untriggered:
             ids, self._untriggered = self._untriggered, []
             await self.trigger.process(ids)
+            await asyncio.sleep(_TRIGGER_GAP_SECONDS)
 
     def _soon(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
