@@ -37,7 +37,7 @@ log = structlog.get_logger()
 _SETTLING = 8
 """Batches of grants that are settled side by side, so that a slow platform does not hold up the others."""
 
-_REST_SECONDS = 0.02
+_REST_SECONDS = 0.005
 
 EXAMPLE_BENEFITS = Path(__file__).parent.parent / "config" / "benefits.example.toml"
 
@@ -100,6 +100,41 @@ class NoTrigger:
 
     async def settle(self, grant_ids: Sequence[str]) -> None:
         """Do nothing."""
+
+
+class NearFirst:
+    """A worker's trigger: what it plans it settles itself, unless it is busy; then any worker may.
+
+    Going through the queue costs as much as all else between a webhook and a license key (benchmarks/path.py).
+    """
+
+    def __init__(self, queue: Trigger, pipeline: Pipeline) -> None:
+        self._queue = queue
+        self.settle_together = Together(pipeline.settle, most=SETTLE_BATCH, at_once=_SETTLING, rest=_REST_SECONDS)
+        self._near: set[asyncio.Task[None]] = set()
+
+    async def process(self, delivery_ids: Sequence[int]) -> None:
+        """Have these deliveries processed, by any worker."""
+        await self._queue.process(delivery_ids)
+
+    async def settle(self, grant_ids: Sequence[str]) -> None:
+        """Settle these grants here and now, or have any worker do it."""
+        if len(self._near) >= _SETTLING:
+            await self._queue.settle(grant_ids)
+            return
+        task = asyncio.create_task(self._settle(grant_ids))
+        self._near.add(task)
+        task.add_done_callback(self._near.discard)
+
+    async def _settle(self, grant_ids: Sequence[str]) -> None:
+        try:
+            await self.settle_together(grant_ids)
+        except Exception:
+            log.exception("grants could not be settled; the sweep will do it", count=len(grant_ids))
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        await asyncio.gather(*self._near, return_exceptions=True)
 
 
 @dataclass
@@ -196,11 +231,11 @@ async def run(
                 tasks.create_task(server.watch(stopping))
             if work:
                 tasks.create_task(service.pipeline.sweep_for_ever(stopping))
+                near = NearFirst(queue, service.pipeline)
+                service.pipeline.trigger = near
                 jobs: dict[str, Job] = {
                     "process": Together(service.pipeline.process, most=PROCESS_BATCH, rest=_REST_SECONDS),
-                    "settle": Together(
-                        service.pipeline.settle, most=SETTLE_BATCH, at_once=_SETTLING, rest=_REST_SECONDS
-                    ),
+                    "settle": near.settle_together,
                 }
                 tasks.create_task(queue.work(jobs, slots=settings.worker_slots, stopping=stopping))
             if listening:

@@ -28,8 +28,8 @@ from worker.store.models import DeliveryStatus
 
 log = structlog.get_logger()
 
-PROCESS_BATCH = 100
-SETTLE_BATCH = 100
+PROCESS_BATCH = 32
+SETTLE_BATCH = 32
 SWEEP_PULSE = "sweep"
 _STORE_SECONDS = 5.0
 """Polar waits 10 s for an answer; a database that takes longer than this is down for our purpose."""

@@ -1,16 +1,18 @@
 """Opening the database, and the two ways to use it: `read` and `write`.
 
 Every query is a plain function of a synchronous SQLAlchemy connection. Where it runs depends on the database: on
-PostgreSQL over asyncpg; on SQLite reads over aiosqlite and all writes in one thread, which commits whatever is waiting
-as one group. So a commit (an fsync) is shared, no two writers of a process fight for SQLite's single lock, and what
-one item of a group does wrong is undone alone.
+PostgreSQL over asyncpg; on SQLite reads over aiosqlite, and all writes over one connection, which commits whatever is
+waiting as one group. So a commit (an fsync) is shared, no two writers of a process fight for SQLite's single lock, and
+what one item of a group does wrong is undone alone.
 """
 
 import asyncio
-import queue
+import random
 import sqlite3
-import threading
+import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +23,8 @@ from sqlalchemy.pool import StaticPool
 
 T = TypeVar("T")
 
-_GROUP = 64
+_GROUP_SECONDS = 0.005
+"""How long statements keep the event loop, if a single item does not take longer."""
 _BUSY_SECONDS = 10.0
 
 
@@ -37,7 +40,7 @@ def sync_url(url: str) -> str:
 
 def _set_pragmas(connection: Any, *, query_only: bool) -> None:  # noqa: ANN401 - a driver's connection
     cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}")
+    cursor.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000) if query_only else 0}")
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
@@ -49,78 +52,92 @@ def _set_pragmas(connection: Any, *, query_only: bool) -> None:  # noqa: ANN401 
 @dataclass
 class _Item:
     work: Callable[[sa.Connection], Any]
-    loop: asyncio.AbstractEventLoop
     done: asyncio.Future[Any]
     result: Any = None
-    error: BaseException | None = None
+    error: Exception | None = None
 
 
 class _SqliteWriter:
-    """One thread, one connection, one transaction for all that waits."""
+    """One connection, one transaction for all that waits.
+
+    Statements run on the event loop's own thread, some milliseconds at a time; only the commit, which waits for the
+    disk, runs in another. A thread for all of it takes five times as long under load: sqlite3 lets go of Python's lock
+    at every row, and gets it back only when the busy loop yields it (docs/decisions.md, 4).
+    """
 
     def __init__(self, path: str) -> None:
-        self._engine = sa.create_engine(f"sqlite:///{path}", isolation_level="AUTOCOMMIT", poolclass=StaticPool,
-                                        connect_args={"check_same_thread": False})  # fmt: skip
+        self._engine = sa.create_engine(
+            f"sqlite:///{path}",
+            isolation_level="AUTOCOMMIT",
+            poolclass=StaticPool,
+            connect_args={"check_same_thread": False},
+        )
         sa.event.listen(self._engine, "connect", lambda raw, _: _set_pragmas(raw, query_only=False))
-        self._waiting: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
-        self._thread.start()
+        self._connection = self._engine.connect()
+        raw = self._connection.connection.driver_connection
+        if raw is None:  # pragma: no cover - SQLAlchemy always has one here
+            raise RuntimeError("SQLite gave no connection")
+        self._raw: Any = raw
+        self._waiting: deque[_Item] = deque()
+        self._writing: asyncio.Task[None] | None = None
+        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite-commit")
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
-        loop = asyncio.get_running_loop()
-        item = _Item(work, loop, loop.create_future())
-        self._waiting.put(item)
+        item = _Item(work, asyncio.get_running_loop().create_future())
+        self._waiting.append(item)
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_waiting())
         result: T = await item.done
         return result
 
-    def close(self) -> None:
-        self._waiting.put(None)
-        self._thread.join()
+    async def close(self) -> None:
+        if self._writing:
+            await asyncio.gather(self._writing, return_exceptions=True)
+        self._disk.shutdown()
+        self._connection.close()
         self._engine.dispose()
 
-    def _run(self) -> None:
-        with self._engine.connect() as connection:
-            raw = connection.connection.driver_connection
-            if raw is None:  # pragma: no cover - SQLAlchemy always has one here
-                raise RuntimeError("SQLite gave no connection")
-            while (first := self._waiting.get()) is not None:
-                group = [first]
-                while len(group) < _GROUP and not self._waiting.empty():
-                    item = self._waiting.get()
-                    if item is None:
-                        self._waiting.put(None)
-                        break
-                    group.append(item)
-                self._commit(connection, raw, group)
-                _resolve(group)
+    async def _write_waiting(self) -> None:
+        while self._waiting:
+            group: list[_Item] = []
+            try:
+                await self._begin()
+                self._work(group)
+                await asyncio.get_running_loop().run_in_executor(self._disk, self._raw.execute, "COMMIT")
+            except Exception as error:  # noqa: BLE001 - handed to everybody of the group: nothing was committed
+                group = group or [self._waiting.popleft()]
+                for item in group:
+                    item.error = item.error or error
+                if self._raw.in_transaction:
+                    self._raw.execute("ROLLBACK")
+            _tell(group)
 
-    def _commit(self, connection: sa.Connection, raw: Any, group: list[_Item]) -> None:  # noqa: ANN401 - sqlite3's
-        try:
-            raw.execute("BEGIN IMMEDIATE")
-            for item in group:
-                raw.execute("SAVEPOINT item")
-                try:
-                    item.result = item.work(connection)
-                    raw.execute("RELEASE item")
-                except Exception as error:  # noqa: BLE001 - handed to whoever asked
-                    item.error = error
-                    raw.execute("ROLLBACK TO item")
-                    raw.execute("RELEASE item")
-            raw.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001 - handed to everybody of the group: nothing was committed
-            for item in group:
-                item.error = item.error or error
-            if raw.in_transaction:
-                raw.execute("ROLLBACK")
+    async def _begin(self) -> None:
+        """Take SQLite's lock, waiting for other processes without blocking the loop. Raises OperationalError."""
+        gives_up = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._raw.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > gives_up:
+                    raise
+                await asyncio.sleep(random.uniform(0.001, 0.005))  # noqa: S311 - two that wait shall not meet again
+            else:
+                return
 
-
-def _resolve(group: list[_Item]) -> None:
-    for loop in {item.loop for item in group}:
-        mine = [item for item in group if item.loop is loop]
-        try:
-            loop.call_soon_threadsafe(_tell, mine)
-        except RuntimeError:  # the loop has ended; nobody waits any more
-            continue
+    def _work(self, group: list[_Item]) -> None:
+        """Do what waits, until it has taken its time; what goes wrong in one item is undone alone."""
+        ends = time.monotonic() + _GROUP_SECONDS
+        while self._waiting and time.monotonic() < ends:
+            item = self._waiting.popleft()
+            group.append(item)
+            self._raw.execute("SAVEPOINT item")
+            try:
+                item.result = item.work(self._connection)
+            except Exception as error:  # noqa: BLE001 - handed to whoever asked
+                item.error = error
+                self._raw.execute("ROLLBACK TO item")
+            self._raw.execute("RELEASE item")
 
 
 def _tell(items: list[_Item]) -> None:
@@ -190,7 +207,7 @@ class Database:
     async def close(self) -> None:
         """Finish what was asked for, then let go of every connection."""
         if self._writer:
-            await asyncio.to_thread(self._writer.close)
+            await self._writer.close()
         if self.quick:
             self.quick.close()
         await self._engine.dispose()
