@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -271,15 +271,31 @@ async def open_running(
     return service, context, client
 
 
-@pytest.fixture
-async def running(database_url: str, tmp_path: Path, catalogue: Catalogue, clock: Clock) -> AsyncIterator[Running]:
-    """The service on both databases. After the test the ledger balances and nothing is unsettled without a reason."""
+@asynccontextmanager
+async def run_service(
+    database_url: str, folder: Path, catalogue: Catalogue, clock: Clock, **more: Any
+) -> AsyncIterator[Running]:
+    """The service on this database. After the test the ledger balances and nothing is unsettled without a reason."""
     trigger = Recorded()
     async with AsyncExitStack() as stack:
-        settings = settings_for(database_url, tmp_path)
+        settings = settings_for(database_url, folder, **more)
         service, context, client = await open_running(stack, settings, catalogue, clock, trigger)
         yield Running(service, context, trigger, clock, client)
         await assert_sound(service)
+
+
+@pytest.fixture
+async def running(database_url: str, tmp_path: Path, catalogue: Catalogue, clock: Clock) -> AsyncIterator[Running]:
+    """The service, on each kind of database in turn."""
+    async with run_service(database_url, tmp_path, catalogue, clock) as service:
+        yield service
+
+
+@pytest.fixture
+async def on_sqlite(sqlite_url: str, tmp_path: Path, catalogue: Catalogue, clock: Clock) -> AsyncIterator[Running]:
+    """The service on SQLite, for what does not depend on the kind of database."""
+    async with run_service(sqlite_url, tmp_path, catalogue, clock) as service:
+        yield service
 
 
 async def assert_sound(service: Service) -> None:

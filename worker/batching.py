@@ -21,26 +21,41 @@ class Together:
         self._rested_at = 0.0
         self._most = most
         self._at_once = asyncio.Semaphore(at_once)
-        self._waiting: dict[Any, None] = {}
-        self._next: asyncio.Task[None] | None = None
+        self._waiting: dict[Any, asyncio.Task[None]] = {}
+        """Items whose call has not begun, each with that call."""
+        self._next: list[Any] = []
+        """The items of the last call that has not begun."""
 
     async def __call__(self, items: Sequence[Any]) -> None:
         """Do the work for these items, and perhaps others; returns when it is done. Raises what the work raises."""
-        self._waiting |= dict.fromkeys(items)
-        while any(item in self._waiting for item in items):
-            if self._next is None or self._next.done():
-                self._next = asyncio.create_task(self._call())
-            await asyncio.shield(self._next)
+        calls = dict.fromkeys(self._call_for(item) for item in items)
+        if calls:
+            await asyncio.wait(calls)  # whoever gives up waiting takes nothing from the others
+        failed = [error for call in calls if (error := call.exception())]
+        if failed:
+            raise failed[0]
 
-    async def _call(self) -> None:
+    def _call_for(self, item: Any) -> asyncio.Task[None]:  # noqa: ANN401 - whatever can be a key
+        if item in self._waiting:
+            return self._waiting[item]
+        if self._next and len(self._next) < self._most:
+            call = self._waiting[self._next[0]]
+            self._next.append(item)
+        else:
+            self._next = [item]
+            call = asyncio.create_task(self._call(self._next))
+        self._waiting[item] = call
+        return call
+
+    async def _call(self, batch: list[Any]) -> None:
         async with self._at_once:
             began = asyncio.get_running_loop().time()
             if began < self._rested_at:
                 await asyncio.sleep(self._rested_at - began)
-            batch = list(self._waiting)[: self._most]
             for item in batch:
                 del self._waiting[item]
-            self._next = None
+            if self._next is batch:
+                self._next = []
             began = asyncio.get_running_loop().time()
             try:
                 await self._work(batch)

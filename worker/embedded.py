@@ -26,6 +26,7 @@ log = structlog.get_logger()
 _SOCKET_LIMIT = 100
 """Unix sockets have paths of at most 107 bytes on Linux, 103 on macOS."""
 _START_SECONDS = 10.0
+_STOP_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -101,6 +102,7 @@ class EmbeddedServer:
             if self._process and self._process.poll() is not None:
                 break
             time.sleep(0.01)
+        self.stop()
         raise NoServer(f"The embedded queue server did not start; {self._folder / 'server.log'} says why.")
 
     def _answers(self) -> bool:
@@ -134,7 +136,7 @@ class EmbeddedServer:
         if self._process and self._process.poll() is None:
             self._process.terminate()
             try:
-                self._process.wait(10)
+                self._process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()

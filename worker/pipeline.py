@@ -191,10 +191,7 @@ class Pipeline:
         now = self.now()
 
         def note(connection: sa.Connection) -> Folded:
-            outcomes = [
-                _failed(row, f"processing failed: {type(error).__name__}", self.settings, now)
-                for row in inbox.lock_pending(connection, [row_id])
-            ]
+            outcomes = [_failed(row, error, self.settings, now) for row in inbox.lock_pending(connection, [row_id])]
             inbox.finish(connection, outcomes, now)
             return Folded(outcomes=outcomes)
 
@@ -379,8 +376,14 @@ def _housekeeping(now: datetime) -> Callable[[sa.Connection], None]:
     return keep
 
 
-def _failed(row: Locked, reason: str, settings: Settings, now: datetime) -> Outcome:
+def _failed(row: Locked, error: Exception, settings: Settings, now: datetime) -> Outcome:
     attempts = row.attempts + 1
+    # Class 22 is PostgreSQL's "data exception", like NUL inside an id: waiting changes nothing.
+    state = str(getattr(error.orig, "sqlstate", "")) if isinstance(error, sa.exc.DBAPIError) else ""
+    if state.startswith("22"):
+        reason = f"the database cannot hold what it says (SQLSTATE {state})"
+        return Outcome(row.id, DeliveryStatus.DEAD, attempts, now, reason=reason)
+    reason = f"processing failed: {type(error).__name__}"
     if attempts >= settings.max_attempts:
         return Outcome(row.id, DeliveryStatus.DEAD, attempts, now, reason=reason)
     return Outcome(row.id, DeliveryStatus.PENDING, attempts, now + folding.backoff(attempts, settings), reason=reason)

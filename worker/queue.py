@@ -91,7 +91,7 @@ class Queue:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._redis.aclose()
+        await self._redis.aclose(close_connection_pool=True)
 
     async def work(self, jobs: dict[str, Job], *, slots: int, stopping: asyncio.Event) -> None:
         """Run jobs until `stopping`, through every restart of Redis."""
@@ -120,7 +120,7 @@ class Queue:
             except Exception:
                 log.exception("the worker failed; starting it again")
             finally:
-                await redis.aclose()
+                await redis.aclose(close_connection_pool=True)
             try:
                 async with asyncio.timeout(0.5):
                     await stopping.wait()
@@ -145,7 +145,6 @@ class _Worker(Worker):
     async def work(self, stopping: asyncio.Event) -> None:
         """Run until `stopping`, then let running jobs finish. Raises what the connection raises."""
         self.loop = asyncio.get_running_loop()
-        self.after_job_end = self._wake_if_full  # type: ignore[assignment]
         self._wake = asyncio.Event()
         listening = asyncio.create_task(self._listen())
         ending = asyncio.create_task(stopping.wait())
@@ -173,7 +172,9 @@ class _Worker(Worker):
                 if await channel.get_message(ignore_subscribe_messages=True, timeout=4):
                     self._wake.set()
 
-    async def _wake_if_full(self, _ctx: dict[Any, Any]) -> None:
-        """Look for more at once where all slots were taken: jobs may be waiting that woke us before."""
-        if self.job_counter >= self.max_jobs:
+    def _release_sem_dec_counter_on_complete(self) -> None:
+        """Free a slot, and look for more at once where all were taken: jobs may be waiting that woke us before."""
+        was_full = self.job_counter >= self.max_jobs
+        super()._release_sem_dec_counter_on_complete()
+        if was_full:
             self._wake.set()

@@ -44,6 +44,7 @@ def make_api(context: Context, now: Callable[[], datetime]) -> ASGIApp:
             Exception: errors.on_any_error,
         },
         state=State({"context": context, "tokens": tokens}),
+        logging_config=None,  # config/logging.py has set it up
         openapi_config=_openapi(),
         request_max_body_size=context.settings.max_body_bytes,
     )

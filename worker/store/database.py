@@ -40,12 +40,15 @@ def sync_url(url: str) -> str:
 
 def _set_pragmas(connection: Any, *, query_only: bool) -> None:  # noqa: ANN401 - a driver's connection
     cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000) if query_only else 0}")
+    # Also for the next statement: while another process opens or closes the file it may be locked for a moment.
+    cursor.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}")
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     if query_only:
         cursor.execute("PRAGMA query_only = ON")
+    else:
+        cursor.execute("PRAGMA busy_timeout = 0")  # the writer waits by itself, without blocking the event loop
     cursor.close()
 
 
@@ -71,6 +74,7 @@ class _SqliteWriter:
             isolation_level="AUTOCOMMIT",
             poolclass=StaticPool,
             connect_args={"check_same_thread": False},
+            hide_parameters=True,
         )
         sa.event.listen(self._engine, "connect", lambda raw, _: _set_pragmas(raw, query_only=False))
         self._connection = self._engine.connect()
@@ -81,8 +85,11 @@ class _SqliteWriter:
         self._waiting: deque[_Item] = deque()
         self._writing: asyncio.Task[None] | None = None
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite-commit")
+        self._closed = False
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
+        if self._closed:
+            raise RuntimeError("the database is closed")
         item = _Item(work, asyncio.get_running_loop().create_future())
         self._waiting.append(item)
         if self._writing is None or self._writing.done():
@@ -91,8 +98,9 @@ class _SqliteWriter:
         return result
 
     async def close(self) -> None:
-        if self._writing:
+        while self._writing and not self._writing.done():
             await asyncio.gather(self._writing, return_exceptions=True)
+        self._closed = True
         self._disk.shutdown()
         self._connection.close()
         self._engine.dispose()
@@ -167,18 +175,20 @@ class Database:
             path = sqlite_path(self.url)
             Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._writer = _SqliteWriter(path)
-            self._engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+            self._engine = create_async_engine(f"sqlite+aiosqlite:///{path}", hide_parameters=True)
             sa.event.listen(self._engine.sync_engine, "connect", lambda raw, _: _set_pragmas(raw, query_only=True))
             self.quick = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             _set_pragmas(self.quick, query_only=True)
             quick = self.quick
             self._quick_engine = sa.create_engine(
-                "sqlite://", creator=lambda: quick, poolclass=StaticPool, isolation_level="AUTOCOMMIT"
-            )
+                "sqlite://", creator=lambda: quick, poolclass=StaticPool, isolation_level="AUTOCOMMIT",
+                hide_parameters=True,
+            )  # fmt: skip
         else:
             self._engine = create_async_engine(
-                self.url, pool_size=20, max_overflow=10, connect_args={"timeout": 5, "command_timeout": 30}
-            )
+                self.url, pool_size=20, max_overflow=10, connect_args={"timeout": 5, "command_timeout": 30},
+                hide_parameters=True,
+            )  # fmt: skip
 
     @property
     def is_sqlite(self) -> bool:
