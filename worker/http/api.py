@@ -1,5 +1,6 @@
 """The HTTP application: every route, in one list."""
 
+import sqlite3
 from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
@@ -41,6 +42,8 @@ def make_api(context: Context, now: Callable[[], datetime]) -> ASGIApp:
             ValidationException: errors.on_validation_error,
             HTTPException: errors.on_http_error,
             SQLAlchemyError: errors.on_database_error,
+            sqlite3.Error: errors.on_database_error,
+            OSError: errors.on_database_error,  # asyncpg's, when nothing answers
             Exception: errors.on_any_error,
         },
         state=State({"context": context, "tokens": tokens}),

@@ -10,7 +10,6 @@ from litestar.status_codes import (
     HTTP_500_INTERNAL_SERVER_ERROR,
     HTTP_503_SERVICE_UNAVAILABLE,
 )
-from sqlalchemy.exc import SQLAlchemyError
 
 log = structlog.get_logger()
 
@@ -54,7 +53,7 @@ def on_validation_error(_request: Request[Any, Any, Any], error: ValidationExcep
     return _answer(HTTP_422_UNPROCESSABLE_ENTITY, "RequestValidationError", problems or error.detail)
 
 
-def on_database_error(_request: Request[Any, Any, Any], error: SQLAlchemyError) -> Response[dict[str, Any]]:
+def on_database_error(_request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
     """Answer while the database cannot be used; what it said goes to the log only."""
     log.error("the database failed", error=type(error).__name__)
     return _answer(HTTP_503_SERVICE_UNAVAILABLE, "Unavailable", "the database cannot be used now", {"retry-after": "5"})

@@ -5,13 +5,13 @@ It answers what needs no routing, no parsing of parameters and no errors, at a q
 """
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from urllib.parse import unquote
 
 from litestar.types import HTTPScope, Send
 
 from worker.http.auth import Tokens
 from worker.http.context import Context
-from worker.http.errors import ApiError
 from worker.http.present import needs_completing, split
 from worker.store.ready import Ready
 
@@ -32,34 +32,27 @@ def make_shortcut(context: Context, tokens: Tokens) -> Shortcut:
         wanted = {header: value for header, value in scope["headers"] if header in _HEADERS}
         try:
             tokens.caller(wanted.get(b"authorization", b"").decode("latin-1"))
-        except ApiError:
+            ready = await (context.ready.state if what == "state" else context.ready.entitlements)(key, name)
+        except Exception:  # noqa: BLE001 - Litestar looks again, and says what is wrong
+            return False
+        if ready is None or ready.document is None or b"if-none-match" in wanted:
             return False
         if what == "state":
-            return b"if-none-match" not in wanted and await _state(context, key, name, send)
-        return await _entitlement(context, key, name, benefit, send)
+            tag = b'"%s-%d"' % (ready.customer_id.encode(), ready.version)
+            await _send(send, ready, ready.document, (b"etag", tag), (b"cache-control", b"private, no-cache"))
+            return True
+        body = _entitlement(ready.document, benefit, context.now())
+        if body:
+            await _send(send, ready, body)
+        return body is not None
 
     return answer
 
 
-async def _state(context: Context, key: str, name: str, send: Send) -> bool:
-    ready = await context.ready.state(key, name)
-    if ready is None or ready.document is None:
-        return False
-    tag = b'"%s-%d"' % (ready.customer_id.encode(), ready.version)
-    await _send(send, ready, ready.document, (b"etag", tag), (b"cache-control", b"private, no-cache"))
-    return True
-
-
-async def _entitlement(context: Context, key: str, name: str, benefit: str, send: Send) -> bool:
-    ready = await context.ready.entitlements(key, name)
-    if ready is None or ready.document is None:
-        return False
-    answers, edges = split(ready.document)
+def _entitlement(document: bytes, benefit: str, now: datetime) -> bytes | None:
+    answers, edges = split(document)
     raw = answers.get(benefit)
-    if raw is None or needs_completing(benefit, edges, context.now()):
-        return False
-    await _send(send, ready, bytes(raw))
-    return True
+    return None if raw is None or needs_completing(benefit, edges, now) else bytes(raw)
 
 
 _HEADERS = frozenset((b"authorization", b"if-none-match"))

@@ -61,5 +61,9 @@ class ReadyAnswers:
         )
         if found is None:
             return None
-        at = found[3].astimezone(UTC).isoformat().replace("+00:00", "Z") if isinstance(found[3], datetime) else None
+        at = _iso(found[3]) if isinstance(found[3], datetime) else None
         return Ready(found[0], found[1], found[2], at, found[4])
+
+
+def _iso(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
