@@ -333,18 +333,15 @@ class Filter:
     def where(self) -> list[sa.ColumnElement[bool]]:
         """Return the conditions."""
         columns = deliveries.c
-        return [
-            condition
-            for wanted, condition in (
-                (self.webhook_ids, columns.webhook_id.in_(self.webhook_ids)),
-                (self.status, columns.status == self.status),
-                (self.type, columns.type == self.type),
-                (self.customer_id, columns.customer_id == self.customer_id),
-                (self.since, columns.received_at >= self.since),
-                (self.until, columns.received_at < self.until),
-            )
-            if wanted
-        ]
+        conditions = {
+            "webhook_ids": columns.webhook_id.in_,
+            "status": columns.status.__eq__,
+            "type": columns.type.__eq__,
+            "customer_id": columns.customer_id.__eq__,
+            "since": columns.received_at.__ge__,
+            "until": columns.received_at.__lt__,
+        }
+        return [make(wanted) for name, make in conditions.items() if (wanted := getattr(self, name))]
 
 
 _SHOWN = [column for column in deliveries.c if column.name != "body"]
