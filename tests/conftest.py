@@ -14,6 +14,7 @@ import asyncpg
 import httpx
 import pytest
 import sqlalchemy as sa
+import structlog
 from sqlmodel import SQLModel
 
 from config.catalogue import Catalogue, parse_catalogue
@@ -73,6 +74,21 @@ def skip(reason: str) -> None:
     if MUST_NOT_SKIP:
         pytest.fail(f"CI must not skip: {reason}")
     pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _plain_logs() -> None:
+    """Tracebacks without the values of all variables, which take structlog's default half a second each."""
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(),
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
 
 
 @dataclass
