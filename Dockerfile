@@ -12,7 +12,8 @@ COPY worker worker
 RUN /opt/almoner/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.13-slim
-RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/almoner almoner
+RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/almoner almoner \
+    && install -d -o almoner -g almoner -m 700 /var/lib/almoner/data
 COPY --from=build /opt/almoner /opt/almoner
 ENV PATH=/opt/almoner/bin:$PATH \
     PYTHONUNBUFFERED=1 \
