@@ -151,6 +151,8 @@ def _benefit(key: str, table: Any, connectors: Mapping[str, ConnectorTerms], gra
         raise CatalogueError(where, [f"{where}: must be a table"])
     common = {name: value for name, value in table.items() if name in {"for", *_Terms.model_fields} - {"sources"}}
     own = {name: value for name, value in table.items() if name not in common}
+    if "benefit" in own:
+        raise CatalogueError(where, [f"{where}: benefit: its key is the table's name; take this line out"])
     try:
         terms = _Terms.model_validate(common)
     except ValidationError as error:

@@ -23,7 +23,10 @@ def parse_duration(text: object) -> timedelta:
     parts = _FORM.findall(written)
     if not parts or "".join(number + unit for number, unit in parts) != written:
         raise ValueError(f"{text!r} is not a duration; write a number and a unit, like 30s, 15m, 12h, 3d or 2w")
-    return sum((timedelta(**{_UNITS[unit]: float(number)}) for number, unit in parts), timedelta())
+    try:
+        return sum((timedelta(**{_UNITS[unit]: float(number)}) for number, unit in parts), timedelta())
+    except OverflowError:
+        raise ValueError(f"{text!r} is too long for a duration") from None
 
 
 def format_duration(duration: timedelta) -> str:

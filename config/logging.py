@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterable, MutableMapping
 from typing import Any
+from urllib.parse import unquote
 
 import structlog
 
@@ -20,9 +21,9 @@ def secrets_of(settings: Settings) -> tuple[str, ...]:
     found += [token.value.get_secret_value() for token in (*settings.api_tokens, *settings.ops_tokens)]
     found.append(settings.link_secret.get_secret_value())
     for url in (settings.database_url, settings.redis_url):
-        match = re.search(r"://[^/@]*:([^/@]+)@", url)
-        if match:
-            found.append(match[1])
+        match = re.search(r"://[^/:]*:(.+)@", url)
+        if match:  # a driver's own words have it decoded
+            found += [match[1], unquote(match[1])]
     return tuple(one for one in found if len(one) >= 6)
 
 
@@ -35,21 +36,32 @@ class _Hide:
 
     def __call__(self, _logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         for name, value in event.items():
-            if name != "event" and _SECRET_NAMES.search(name):
-                event[name] = _HIDDEN
-            elif isinstance(value, str) and self._values:
-                event[name] = self._values.sub(_HIDDEN, value)
+            event[name] = _HIDDEN if name != "event" and _SECRET_NAMES.search(name) else self._inside(value)
         return event
+
+    def _inside(self, value: Any) -> Any:  # noqa: ANN401 - whatever was logged
+        if isinstance(value, str):
+            return self._values.sub(_HIDDEN, value) if self._values else value
+        if isinstance(value, dict):
+            return {
+                name: _HIDDEN if _SECRET_NAMES.search(str(name)) else self._inside(part) for name, part in value.items()
+            }
+        return [self._inside(part) for part in value] if isinstance(value, list | tuple) else value
+
+    def rendered(self, _logger: object, _name: str, line: Any) -> str:  # noqa: ANN401 - the renderer's string
+        """Hide in the finished line what stood inside other objects."""
+        return str(self._inside(line))
 
 
 def set_up_logging(settings: Settings) -> None:
     """Write logs to standard error as the settings say; our own and those of libraries alike."""
+    hide = _Hide(secrets_of(settings))
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        _Hide(secrets_of(settings)),
+        hide,
     ]
     is_json = settings.log_format == "json"
     renderer: structlog.typing.Processor = (
@@ -59,7 +71,7 @@ def set_up_logging(settings: Settings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer, hide.rendered],
         )
     )
     root = logging.getLogger()

@@ -1,6 +1,7 @@
 """Everything that can be set, read once from `ALMONER_` environment variables."""
 
 import base64
+import contextlib
 import difflib
 import json
 import os
@@ -10,8 +11,9 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from config.durations import Duration
@@ -47,6 +49,8 @@ def _tokens(text: object) -> object:
     tokens = []
     for number, part in enumerate(parts, start=1):
         name, _, value = part.rpartition(":")
+        if not value:  # `name:$UNSET` in a shell: everybody knows the empty token
+            raise ValueError(f"entry {number} has a name, but no token after it")
         tokens.append({"name": name or f"token-{number}", "value": value})
     return tuple(tokens)
 
@@ -59,7 +63,9 @@ Tokens = Annotated[tuple[Token, ...], NoDecode, BeforeValidator(_tokens)]
 class Settings(BaseSettings):
     """One field a variable: `port` is read from `ALMONER_PORT`. Durations are written `30s`, `3d`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     environment: Literal["development", "production"] = Field(
         "development", description="`production` refuses to start without secrets, tokens and a lasting database"
@@ -123,6 +129,21 @@ class Settings(BaseSettings):
         """Read no `.env` file and no secrets folder: the environment is the one place."""
         return init_settings, env_settings
 
+    @field_validator("database_url")
+    @classmethod
+    def _database_address(cls, url: str) -> str:
+        is_file = url.startswith("sqlite:///") and url.removeprefix("sqlite:///") not in {"", ":memory:"}
+        if url and not is_file and not url.startswith("postgresql+asyncpg://"):
+            raise ValueError("write sqlite:///path or postgresql+asyncpg://user:password@host/name")
+        return url
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_address(cls, url: str) -> str:
+        if url and urlsplit(url).scheme not in {"redis", "rediss", "unix"}:
+            raise ValueError("write redis://host:6379/0, rediss://... or unix:///path")
+        return url
+
     @property
     def database(self) -> str:
         """The database address in use: the setting, or SQLite in the data folder."""
@@ -136,7 +157,12 @@ class Settings(BaseSettings):
     @property
     def base_url(self) -> str:
         """How customers reach the sidecar, without a slash at the end."""
-        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+        return (self.public_url or self.local_url).rstrip("/")
+
+    @property
+    def local_url(self) -> str:
+        """How this machine reaches the sidecar."""
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
 
 def load_settings(environ: Mapping[str, str] | None = None, *, generate: bool = True, **overrides: Any) -> Settings:  # noqa: ANN401 - values of any field
@@ -191,8 +217,8 @@ def missing_in_production(settings: Settings) -> list[str]:
         f"{PREFIX}{name.upper()} is missing: {what}" for name, what in needed.items() if not getattr(settings, name)
     ]
     if settings.is_sqlite:
-        path = Path(settings.database.split("///", 1)[-1]).absolute()
-        if path.is_relative_to(Path(tempfile.gettempdir()).absolute()):
+        path = Path(settings.database.split("///", 1)[-1]).resolve()
+        if path.is_relative_to(Path(tempfile.gettempdir()).resolve()):
             problems.append(
                 f"{PREFIX}DATABASE_URL or {PREFIX}DATA_DIR: {path} is in a temporary place; name a lasting one"
             )
@@ -209,18 +235,35 @@ def development_file(settings: Settings) -> Path:
 def _with_generated(settings: Settings) -> Settings:
     """Fill what development leaves out with values made once and kept in the data folder for its owner only."""
     path = development_file(settings)
-    if path.exists():
-        kept = json.loads(path.read_text())
-    else:
-        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        kept = {
-            "webhook_secrets": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
-            "api_tokens": f"app:{secrets.token_urlsafe(24)}",
-            "ops_tokens": f"operator:{secrets.token_urlsafe(24)}",
-            "signing_keys": secrets.token_urlsafe(32),
-            "link_secret": secrets.token_urlsafe(32),
-        }
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    try:
+        if not path.exists():
+            _generate(path)
+        text = path.read_text()
+    except OSError as error:
+        raise SettingsError([f"{PREFIX}DATA_DIR: {path} cannot be written or read: {error.strerror}"]) from None
+    try:
+        kept = dict(json.loads(text))
+        absent = {name: value for name, value in kept.items() if name not in settings.model_fields_set}
+        return Settings(**({name: getattr(settings, name) for name in settings.model_fields_set} | absent))
+    except (ValueError, TypeError):
+        raise SettingsError([f"{path} is not as Almoner wrote it; remove it, and new secrets are made"]) from None
+
+
+def _generate(path: Path) -> None:
+    """Write the file whole, or not at all: of processes that start together one wins, and none reads half of it."""
+    kept = {
+        "webhook_secrets": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
+        "api_tokens": f"app:{secrets.token_urlsafe(24)}",
+        "ops_tokens": f"operator:{secrets.token_urlsafe(24)}",
+        "signing_keys": secrets.token_urlsafe(32),
+        "link_secret": secrets.token_urlsafe(32),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, mine = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
+    try:
+        with os.fdopen(handle, "w") as file:
             json.dump(kept, file, indent=1)
-    absent = {name: value for name, value in kept.items() if name not in settings.model_fields_set}
-    return Settings(**({name: getattr(settings, name) for name in settings.model_fields_set} | absent))
+        with contextlib.suppress(FileExistsError):
+            os.link(mine, path)
+    finally:
+        Path(mine).unlink()

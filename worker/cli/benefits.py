@@ -16,6 +16,7 @@ from worker.cli.output import (
     run,
     service,
     settings_or_fail,
+    without_password,
 )
 from worker.verify import fingerprint
 
@@ -69,20 +70,14 @@ def _shown(settings: Settings) -> dict[str, str]:
             text = ", ".join(f"{one.name}:[hidden]" for one in value)
         elif isinstance(value, SecretStr):
             text = "[hidden]" if value.get_secret_value() else ""
-        elif name in {"database_url", "redis_url"}:
-            text = _without_password(value)
+        elif name.endswith("_url"):
+            text = without_password(value)
+        elif isinstance(value, tuple):
+            text = ", ".join(value)
         else:
             text = format_duration(value) if hasattr(value, "total_seconds") else str(value)
         shown[PREFIX + name.upper()] = text
     return shown
-
-
-def _without_password(url: str) -> str:
-    head, separator, tail = url.partition("://")
-    if "@" not in tail:
-        return url
-    user = tail.rsplit("@", 1)[0].partition(":")[0]
-    return f"{head}{separator}{user}:[hidden]@{tail.rsplit('@', 1)[1]}"
 
 
 def accept_benefits(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:

@@ -1,6 +1,7 @@
 """`almoner deliveries` and `almoner replay`: what was received, what became of it, and doing it again."""
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from worker.cli.output import (
     colored,
     console,
     console_err,
+    json_text,
     moment,
     print_json,
     print_table,
@@ -102,7 +104,7 @@ def show_delivery(webhook_id: Annotated[str, typer.Argument(help="The webhook-id
     body = shown.pop("body")
     print_table(f"Delivery {webhook_id}", ("name", "value"),
                 [{"name": name, "value": value} for name, value in shown.items()], {})  # fmt: skip
-    console.print_json(json.dumps(body))
+    console.print(json_text(body), markup=False, soft_wrap=True)
 
 
 def _redacted(body: bytes) -> Any:  # noqa: ANN401 - whatever the body is
@@ -121,6 +123,19 @@ def _hide(value: Any) -> Any:  # noqa: ANN401 - a JSON value
     return [_hide(part) for part in value] if isinstance(value, list) else value
 
 
+async def _all_known(opened: Any, webhook_ids: Sequence[str]) -> None:  # noqa: ANN401 - Service
+    from worker.store import inbox
+
+    unknown = await opened.database.read(
+        lambda connection: [one for one in webhook_ids if inbox.found(connection, one) is None]
+    )
+    if unknown:
+        raise Failure(
+            f"There is no delivery {', '.join(unknown)}; nothing was replayed. `almoner deliveries list` shows them",
+            code=NOT_FOUND,
+        )
+
+
 def replay_deliveries(
     webhook_ids: Annotated[list[str] | None, typer.Argument(help="webhook-ids; or choose by options.")] = None,
     status: Status = None, type_: Type = None,
@@ -136,6 +151,7 @@ def replay_deliveries(
         from worker.store import inbox
 
         async with service(settings) as opened:
+            await _all_known(opened, webhook_ids or ())
             chosen = await _filter(opened, status, type_, customer, since, until, tuple(webhook_ids or ()))
             if chosen.is_empty and not everything:
                 raise Failure("Name deliveries, choose them by options, or say --all", code=2)

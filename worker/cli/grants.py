@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
+from rich.markup import escape
 
 from worker.cli.output import (
     NOT_FOUND,
@@ -45,6 +46,10 @@ def list_grants(
     as_json: AsJson = False,
 ) -> None:
     """List grants; those that somebody must look at first."""
+    from worker.store.models import GrantStatus
+
+    if status and status not in list(GrantStatus):
+        raise Failure(f"There is no status {status!r}; there are: {', '.join(GrantStatus)}", code=2)
     settings = settings_or_fail()
 
     async def look() -> list[dict[str, Any]]:
@@ -116,7 +121,8 @@ def give(
     benefit: Annotated[str, typer.Argument(help="A benefit's key.")],
     reason: Annotated[str, typer.Option(help="Why; shown wherever the grant is.")],
     until: Annotated[
-        str | None, typer.Option(help="When it ends, like 2027-01-31; without it, when withdrawn.")
+        str | None,
+        typer.Option(help="When it ends, like 2027-01-31, or in how long, like 30d; without it, when withdrawn."),
     ] = None,
     member: Annotated[str | None, typer.Option(help="A member's id, where it is for one of a team.")] = None,
 ) -> None:
@@ -131,16 +137,22 @@ def give(
                 known = ", ".join(opened.pipeline.catalogue.benefits)
                 raise Failure(f"There is no benefit {benefit!r}; there are: {known}", code=NOT_FOUND)
             owner = await _customer(opened, customer)
+            ends_at = moment(until, ahead=True)
             now = opened.pipeline.now()
+            if ends_at and ends_at <= now:
+                raise Failure(f"{until} is past: nothing would be given", code=2)
             row = {
                 "id": str(uuid4()), "customer_id": owner, "member_id": member, "benefit": benefit, "reason": reason,
-                "given_by": getpass.getuser(), "created_at": now, "ends_at": moment(until), "withdrawn_at": None,
+                "given_by": getpass.getuser(), "created_at": now, "ends_at": ends_at, "withdrawn_at": None,
             }  # fmt: skip
             await opened.database.write(lambda connection: customers.give_by_hand(connection, row))
             await opened.pipeline.drain()
 
     run(by_hand())
-    console.print(f"{benefit} is given to {customer}. Take it back with: almoner grants withdraw {customer} {benefit}")
+    console.print(
+        escape(f"{benefit} is given to {customer}. Take it back with: almoner grants withdraw {customer} {benefit}"),
+        soft_wrap=True,
+    )
 
 
 @app.command("withdraw")
@@ -162,4 +174,4 @@ def withdraw(customer: Customer, benefit: Annotated[str, typer.Argument(help="A 
 
     if not run(back()):
         raise Failure(f"{benefit} was not given to {customer} by hand", code=NOT_FOUND)
-    console.print(f"Withdrawn. If {customer} bought {benefit}, they keep it.")
+    console.print(escape(f"Withdrawn. If {customer} bought {benefit}, they keep it."), soft_wrap=True)

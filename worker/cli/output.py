@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -66,20 +66,54 @@ async def service(settings: Settings):  # type: ignore[no-untyped-def]  # noqa: 
     from worker.app import NotReady, open_service
     from worker.store import catalogues
 
+    catalogue = catalogue_or_fail(settings)
+    with database_in_words(settings):
+        try:
+            async with open_service(settings, catalogue) as opened:
+                in_force = await opened.database.read(catalogues.in_force)
+                if in_force:
+                    opened.pipeline.catalogue = opened.pipeline.parse_catalogue(in_force["text"])
+                yield opened
+        except NotReady as error:
+            raise Failure(str(error)) from None
+
+
+@contextmanager
+def database_in_words(settings: Settings) -> Iterator[None]:
+    """Say in words that the database cannot be used. What is wrong with our own statements stays a traceback."""
+    from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
+
     try:
-        async with open_service(settings, catalogue_or_fail(settings)) as opened:
-            in_force = await opened.database.read(catalogues.in_force)
-            if in_force:
-                opened.pipeline.catalogue = opened.pipeline.parse_catalogue(in_force["text"])
-            yield opened
-    except NotReady as error:
-        raise Failure(str(error)) from None
+        yield
+    except (DataError, IntegrityError, ProgrammingError):
+        raise
+    except (DBAPIError, OSError) as error:
+        reason = error.orig if isinstance(error, DBAPIError) else error
+        raise Failure(
+            f"The database {without_password(settings.database)} cannot be used: {reason}",
+            "Is it running, and are ALMONER_DATABASE_URL and ALMONER_DATA_DIR right?",
+        ) from None
+
+
+def without_password(url: str) -> str:
+    """Return an address that may be shown."""
+    head, separator, tail = url.partition("://")
+    if "@" not in tail:
+        return url
+    user, _, place = tail.rpartition("@")
+    name, colon, _ = user.partition(":")
+    return f"{head}{separator}{name}{':[hidden]' if colon else ''}@{place}"
 
 
 def print_json(document: Any) -> None:  # noqa: ANN401 - anything that JSON can say
     """Print JSON for a script."""
-    json.dump(document, sys.stdout, default=_plain, indent=2, ensure_ascii=False)
-    sys.stdout.write("\n")
+    sys.stdout.write(json_text(document) + "\n")
+
+
+def json_text(document: Any) -> str:  # noqa: ANN401 - as above
+    """Write JSON as people read it; a lone surrogate, which no terminal can show, stays escaped."""
+    text = json.dumps(document, default=_plain, indent=2, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - as above
@@ -94,7 +128,7 @@ def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], show: Mapping[str, Callable[[Any], str]]
 ) -> None:
     """Print a table with these columns of each row; `show` says how a column's values are written."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=escape(title), title_justify="left", header_style="bold")
     for name in columns:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
@@ -123,16 +157,19 @@ def colored(status: str) -> str:
     return f"[{color}]{status}[/]" if color else escape(str(status))
 
 
-def moment(text: str | None) -> datetime | None:
-    """Read a time: ISO 8601, or how long ago, like `2h`. Raises Failure."""
+def moment(text: str | None, *, ahead: bool = False) -> datetime | None:
+    """Read a time: ISO 8601, or how long ago (`ahead`: how long from now), like `2h`. Raises Failure."""
     if text is None:
         return None
     try:
-        ago: timedelta = parse_duration(text)
+        away: timedelta = parse_duration(text)
+        return datetime.now(UTC) + (away if ahead else -away)
+    except OverflowError:
+        raise Failure(f"{text!r} is further away than time is kept", code=2) from None
     except ValueError:
         try:
             at = datetime.fromisoformat(text)
         except ValueError:
-            raise Failure(f"{text!r} is not a time; write 2026-11-01T12:00:00Z, or how long ago: 2h", code=2) from None
+            far = "how long from now" if ahead else "how long ago"
+            raise Failure(f"{text!r} is not a time; write 2026-11-01T12:00:00Z, or {far}: 2h", code=2) from None
         return at if at.tzinfo else at.replace(tzinfo=UTC)
-    return datetime.now(UTC) - ago

@@ -1,13 +1,13 @@
 """`almoner up`, `receive`, `work` and `migrate`: run the service, or its parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from config.settings import Settings, development_file
-from worker.cli.output import Failure, catalogue_or_fail, console_err, run, settings_or_fail
+from config.settings import Settings, SettingsError, development_file
+from worker.cli.output import Failure, catalogue_or_fail, console_err, database_in_words, run, settings_or_fail
 
 Port = Annotated[int | None, typer.Option(help="Listen on this port instead of ALMONER_PORT.")]
 
@@ -32,7 +32,8 @@ def migrate_database() -> None:
     from worker.store.migrate import migrate
 
     settings = settings_or_fail()
-    run(migrate(settings.database))
+    with database_in_words(settings):
+        run(migrate(settings.database))
     console_err.print("The database is up to date.")
 
 
@@ -41,25 +42,30 @@ def _run(*, receive: bool, work: bool, port: int | None) -> None:
     from worker.embedded import NoServer
 
     overrides = {} if port is None else {"port": port}
-    is_first = _is_first_start()
+    made = _about_to_be_made()
     settings = settings_or_fail(**overrides)
     catalogue_or_fail(settings)
-    try:
-        run_for_ever(settings, receive=receive, work=work, announce=_announcement(settings, is_first=is_first))
-    except* (NotReady, NoServer) as group:
-        raise Failure(*(str(error) for error in group.exceptions)) from None
+    with database_in_words(settings):
+        try:
+            run_for_ever(settings, receive=receive, work=work, announce=_announcement(settings, made))
+        except* (NotReady, NoServer) as group:
+            raise Failure(*(str(error) for error in group.exceptions)) from None
 
 
-def _is_first_start() -> bool:
+def _about_to_be_made() -> frozenset[str]:
+    """Return the names of the settings that this start makes, and that are therefore shown this once."""
     from config.settings import load_settings
 
     try:
-        return not development_file(load_settings(generate=False)).exists()
-    except Exception:  # noqa: BLE001 - said properly when the settings are read for good
-        return False
+        settings = load_settings(generate=False)
+    except SettingsError:  # said properly when the settings are read for good
+        return frozenset()
+    if development_file(settings).exists():
+        return frozenset()
+    return frozenset({"webhook_secrets", "api_tokens", "ops_tokens"} - settings.model_fields_set)
 
 
-def _announcement(settings: Settings, *, is_first: bool) -> Callable[[str], None]:
+def _announcement(settings: Settings, made: Collection[str]) -> Callable[[str], None]:
     def announce(address: str) -> None:
         say = console_err.print
         if not address:
@@ -69,17 +75,20 @@ def _announcement(settings: Settings, *, is_first: bool) -> Callable[[str], None
         if settings.environment != "development":
             return
         if not settings.benefits.exists():
-            say(f"  There is no {settings.benefits}: the example config/benefits.example.toml is in force.")
-        if is_first:
-            say("  Made for you, kept in [bold]" + escape(str(development_file(settings))) + "[/], shown only now:")
-            for secret in settings.webhook_secrets:
-                say(f"    webhook secret  {escape(secret.get_secret_value())}", highlight=False, soft_wrap=True)
-            for token in (*settings.api_tokens, *settings.ops_tokens):
-                say(
-                    f"    token, {token.name:<9}{escape(token.value.get_secret_value())}",
-                    highlight=False,
-                    soft_wrap=True,
-                )
+            there_is_none = f"  There is no {settings.benefits}: the example config/benefits.example.toml is in force."
+            say(escape(there_is_none), soft_wrap=True)
+        kept = f"[bold]{escape(str(development_file(settings)))}[/]"
+        if made:
+            say(f"  Made for you, kept in {kept}, shown only now:", soft_wrap=True)
+        else:
+            say(f"  What was made for you is kept in {kept}.", soft_wrap=True)
+        for secret in settings.webhook_secrets if "webhook_secrets" in made else ():
+            say(f"    webhook secret  {escape(secret.get_secret_value())}", highlight=False, soft_wrap=True)
+        for token in (
+            *(settings.api_tokens if "api_tokens" in made else ()),
+            *(settings.ops_tokens if "ops_tokens" in made else ()),
+        ):
+            say(f"    token, {token.name:<9}{escape(token.value.get_secret_value())}", highlight=False, soft_wrap=True)
         say("  Try it from another terminal: [bold].venv/bin/almoner simulate purchase[/]", highlight=False)
 
     return announce

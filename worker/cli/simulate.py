@@ -64,9 +64,9 @@ def simulate(
     sent = arrange(events, shuffle=shuffle, duplicate=duplicate, seed=begin)
     secret = settings.webhook_secrets[0].get_secret_value()
     chosen = scheme or default_scheme(secret)
-    address = url or f"http://{settings.host}:{settings.port}"
+    address = url or settings.local_url
     try:
-        answers = run(_send_all(sent, address, secret, chosen, quiet=as_json))  # type: ignore[arg-type]
+        answers, refusals = run(_send_all(sent, address, secret, chosen, quiet=as_json))  # type: ignore[arg-type]
     except ValueError as error:
         raise Failure(str(error)) from None
     customers = list(dict.fromkeys(event.external_id for event in events if event.external_id))
@@ -75,23 +75,30 @@ def simulate(
     else:
         outcome = ", ".join(f"{count} {answer}" for answer, count in sorted(answers.items()))
         console.print(f"Sent {len(sent)} events of {len(customers)} customers: {outcome}.")
-        console.print(f"See what became of it: [bold]almoner grants list --customer {customers[0]}[/]")
-    if any(answer.isdigit() for answer in answers):
-        raise SystemExit(1)
+        console.print(f"See what became of it: [bold]almoner grants list --customer {customers[0]}[/]", soft_wrap=True)
+    if refusals:
+        raise Failure(*(f"{address} answered {code}: {detail}" for code, detail in sorted(refusals.items())))
 
 
 async def _send_all(
     events: Sequence[SimulatedEvent], address: str, secret: str, scheme: Literal["standard", "legacy"], *, quiet: bool
-) -> Counter[str]:
-    """Send events, a few at once; returns how often each answer came: a status, or an HTTP code."""
+) -> tuple[Counter[str], dict[str, str]]:
+    """Send events, a few at once; returns how often each answer came, and why those were refused that were.
+
+    An answer is a status, or an HTTP code.
+    """
     answers: Counter[str] = Counter()
+    refusals: dict[str, str] = {}
     slots = asyncio.Semaphore(_AT_ONCE if len(events) > 100 else 1)
 
     async def send(event: SimulatedEvent, client: httpx.AsyncClient) -> None:
         async with slots:
             signed = headers(event, secret, scheme=scheme, at=datetime.now(UTC))
             answer = await client.post("/webhooks/polar", content=event.body, headers=signed)
-            answers[answer.json()["status"] if answer.status_code == 202 else str(answer.status_code)] += 1
+            outcome = answer.json()["status"] if answer.status_code == 202 else str(answer.status_code)
+            answers[outcome] += 1
+            if answer.status_code != 202:
+                refusals[outcome] = _detail(answer)
             progress.advance(task)
 
     with Progress(console=console_err, transient=True, disable=quiet) as progress:
@@ -101,7 +108,14 @@ async def _send_all(
                 await asyncio.gather(*(send(event, client) for event in events))
         except httpx.TransportError as error:
             raise Failure(f"Nothing answers at {address} ({error}). Start the sidecar first: almoner up") from None
-    return answers
+    return answers, refusals
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return "not as Almoner answers; is it something else that listens there?"
 
 
 # The demo.
@@ -214,7 +228,7 @@ def _tell(client: httpx.Client, address: str) -> None:
 
 def _post(events: Sequence[SimulatedEvent], address: str) -> None:
     secret = _DEMO_TOKENS["ALMONER_WEBHOOK_SECRETS"]
-    answers = run(_send_all(events, address, secret, "standard", quiet=True))
+    answers, _ = run(_send_all(events, address, secret, "standard", quiet=True))
     console.print(f"   {', '.join(f'{count} {answer}' for answer, count in sorted(answers.items()))}")
 
 
