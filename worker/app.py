@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -100,41 +100,6 @@ class NoTrigger:
 
     async def settle(self, grant_ids: Sequence[str]) -> None:
         """Do nothing."""
-
-
-class NearFirst:
-    """A worker's trigger: what it plans it settles itself, unless it is busy; then any worker may.
-
-    Going through the queue costs as much as all else between a webhook and a license key (benchmarks/path.py).
-    """
-
-    def __init__(self, queue: Trigger, pipeline: Pipeline) -> None:
-        self._queue = queue
-        self.settle_together = Together(pipeline.settle, most=SETTLE_BATCH, at_once=_SETTLING, rest=_REST_SECONDS)
-        self._near: set[asyncio.Task[None]] = set()
-
-    async def process(self, delivery_ids: Sequence[int]) -> None:
-        """Have these deliveries processed, by any worker."""
-        await self._queue.process(delivery_ids)
-
-    async def settle(self, grant_ids: Sequence[str]) -> None:
-        """Settle these grants here and now, or have any worker do it."""
-        if len(self._near) >= _SETTLING:
-            await self._queue.settle(grant_ids)
-            return
-        task = asyncio.create_task(self._settle(grant_ids))
-        self._near.add(task)
-        task.add_done_callback(self._near.discard)
-
-    async def _settle(self, grant_ids: Sequence[str]) -> None:
-        try:
-            await self.settle_together(grant_ids)
-        except Exception:
-            log.exception("grants could not be settled; the sweep will do it", count=len(grant_ids))
-
-    async def close(self) -> None:
-        """Wait for what is under way."""
-        await asyncio.gather(*self._near, return_exceptions=True)
 
 
 @dataclass
@@ -231,17 +196,18 @@ async def run(
                 tasks.create_task(server.watch(stopping))
             if work:
                 tasks.create_task(service.pipeline.sweep_for_ever(stopping))
-                near = NearFirst(queue, service.pipeline)
-                service.pipeline.trigger = near
+                service.pipeline.settles_near = True
                 jobs: dict[str, Job] = {
                     "process": Together(service.pipeline.process, most=PROCESS_BATCH, rest=_REST_SECONDS),
-                    "settle": near.settle_together,
+                    "settle": Together(
+                        service.pipeline.settle, most=SETTLE_BATCH, at_once=_SETTLING, rest=_REST_SECONDS
+                    ),
                 }
                 tasks.create_task(queue.work(jobs, slots=settings.worker_slots, stopping=stopping))
+            _stop_on_signals(stopping)
             if listening:
                 tasks.create_task(_serve(_context(service, queue), listening, stopping, announce))
             else:
-                _stop_on_signals(stopping)
                 announce("")
             await stopping.wait()
     finally:
@@ -288,6 +254,11 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._started()
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to us: uvicorn would raise them again when it has ended, before the database is closed."""
+        yield
+
 
 async def _serve(
     context: Context, listening: socket.socket, stopping: asyncio.Event, announce: Callable[[str], None]
@@ -301,8 +272,7 @@ async def _serve(
         proxy_headers=False,
         timeout_graceful_shutdown=10,
     )
-    address = f"http://{context.settings.host}:{context.settings.port}"
-    server = _Server(config, lambda: announce(address))
+    server = _Server(config, lambda: announce(context.settings.local_url))
     ending = asyncio.create_task(_end(server, stopping))
     try:
         await server.serve(sockets=[listening])

@@ -31,6 +31,11 @@ log = structlog.get_logger()
 PROCESS_BATCH = 32
 SETTLE_BATCH = 32
 SWEEP_PULSE = "sweep"
+
+Claimed = tuple[list[Claim], list[Result]]
+
+_NEAR = 8
+"""Batches that are settled near at once; with more of them other workers shall help."""
 _STORE_SECONDS = 5.0
 """Polar waits 10 s for an answer; a database that takes longer than this is down for our purpose."""
 _TRIGGER_GAP_SECONDS = 0.005
@@ -72,6 +77,9 @@ class Pipeline:
     trigger: Trigger
     now: Callable[[], datetime]
     catalogue: Catalogue
+    settles_near: bool = False
+    """Whether what is planned here is also settled here, unless there is much of it; then any worker may."""
+    _near: set[asyncio.Task[None]] = field(default_factory=set)
     _calls: dict[str, asyncio.Semaphore] = field(default_factory=dict)
     _arrivals: list[tuple[Arrival, asyncio.Future[Accepted]]] = field(default_factory=list)
     _accepting: asyncio.Task[None] | None = None
@@ -171,10 +179,19 @@ class Pipeline:
     # process
 
     async def process(self, ids: Sequence[int]) -> Folded:
-        """Process pending deliveries, and trigger what follows. Those that are not pending any more are left alone."""
+        """Process pending deliveries, and have what follows done. What is not pending any more is left alone."""
         rules, now = self.rules, self.now()
+        near = self.settles_near and len(self._near) < _NEAR
+
+        def work(connection: sa.Connection) -> tuple[Folded, Claimed]:
+            folded = folding.process(connection, ids, rules, now)
+            if not near:
+                return folded, ([], [])
+            # Claimed in the same transaction: what is planned here alone is granted one commit sooner.
+            return folded, settling.claim(connection, folded.unsettled[:SETTLE_BATCH], rules, self.connectors, now)
+
         try:
-            folded = await self.database.write(lambda connection: folding.process(connection, ids, rules, now))
+            folded, claimed = await self.database.write(work)
         except Exception as error:
             if len(ids) == 1:
                 return await self._postpone(ids[0], error)
@@ -182,7 +199,12 @@ class Pipeline:
             return _merged([await self.process([one]) for one in ids])
         for outcome in folded.outcomes:
             metrics.PROCESSED.labels(outcome.status.value).inc()
-        await self._follow(folded)
+        if any(claimed):
+            task = self._soon(self._settle_near(*claimed))
+            self._near.add(task)
+            task.add_done_callback(self._near.discard)
+        ours = {one.row["id"] for one in claimed[0]} | {result.claim.row["id"] for result in claimed[1]}
+        await self._follow(folded, [one for one in folded.unsettled if one not in ours])
         return folded
 
     async def _postpone(self, row_id: int, error: Exception) -> Folded:
@@ -201,23 +223,34 @@ class Pipeline:
         """Reconcile customers without an event, and trigger what follows."""
         rules, now = self.rules, self.now()
         folded = await self.database.write(lambda connection: folding.refresh(connection, customer_ids, rules, now))
-        await self._follow(folded)
+        await self._follow(folded, folded.unsettled)
         return folded
 
-    async def _follow(self, folded: Folded) -> None:
-        if folded.unsettled:
-            await self.trigger.settle(folded.unsettled)
+    async def _follow(self, folded: Folded, unsettled: Sequence[str]) -> None:
+        if unsettled:
+            await self.trigger.settle(unsettled)
         if folded.awakened:
             await self.trigger.process(folded.awakened)
 
     # settle
 
     async def settle(self, ids: Sequence[str]) -> int:
-        """Settle grants that are due; returns how many were acted upon. Slow ones do not hold up quick ones."""
+        """Settle grants that are due; returns how many were acted upon."""
         rules, now = self.rules, self.now()
         claims, results = await self.database.write(
             lambda connection: settling.claim(connection, ids, rules, self.connectors, now)
         )
+        await self._settle(claims, results)
+        return len(claims) + len(results)
+
+    async def _settle_near(self, claims: Sequence[Claim], results: list[Result]) -> None:
+        try:
+            await self._settle(claims, results)
+        except Exception:
+            log.exception("grants could not be settled; the sweep will do it", count=len(claims))
+
+    async def _settle(self, claims: Sequence[Claim], results: list[Result]) -> None:
+        """Act on claims and save what came of it. Slow ones do not hold up quick ones."""
         again = await self._save(results) if results else []
         acting = {asyncio.create_task(self._act(one)) for one in claims}
         while acting:
@@ -225,7 +258,6 @@ class Pipeline:
             again += await self._save([task.result() for task in finished])
         if again:
             await self.trigger.settle(again)
-        return len(claims) + len(results)
 
     async def _act(self, one: Claim) -> Result:
         name = one.row["connector"]
