@@ -44,7 +44,7 @@ from worker.replay import replay
 from worker.simulate import SimulatedEvent, play
 from worker.store import catalogues, inbox
 from worker.store.inbox import Filter
-from worker.verify import NotVerified, keys_of, verify
+from worker.verify import NotVerified, fingerprint, keys_of, verify
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -375,6 +375,20 @@ class TestCheckAndMigrate:
         assert said.json["would_revoke"] == 0
         assert said.json["held"] is None
 
+    def test_check_shows_when_each_webhook_secret_was_used(
+        self, almoner: Almoner, shop: Sold, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        new = "whsec_HxAREhMUFRYXGBkaGxwdHh8AAQIDBAUGBwgJCgsMDQ4="
+        old = load_settings().webhook_secrets[0].get_secret_value()
+        at = datetime(2026, 11, 1, tzinfo=UTC)
+        use = (fingerprint(old), "standard", at)
+        on_service(lambda service: service.database.write(lambda connection: inbox.note_secrets(connection, [use])))
+        monkeypatch.setenv("ALMONER_WEBHOOK_SECRETS", f"{new},{old}")
+        shown = almoner("check", "--json").json["webhook_secrets"]
+        assert [one["secret"] for one in shown] == [fingerprint(new), fingerprint(old)]
+        assert [one["last_used_at"] for one in shown] == [None, "2026-11-01T00:00:00Z"]
+        assert "2026-11-01 00:00:00Z" in almoner("check").out
+
     def test_check_for_people_ends_with_the_verdict(self, almoner: Almoner, empty: Path) -> None:
         (empty / "benefits.toml").write_text('[benefits.gift]\nconnector = "license_key"\n')
         said = almoner("check")
@@ -585,6 +599,20 @@ class TestDeliveries:
         said = almoner("deliveries", "show", "evt[1]", "--json")
         assert (said.code, said.out) == (3, "")
         assert said.err == "almoner: There is no delivery evt[1]; `almoner deliveries list` shows them\n"
+
+    def test_refused_requests_are_listed_with_the_reason(self, almoner: Almoner, shop: Sold) -> None:
+        refusal = {
+            "at": datetime(2026, 11, 1, tzinfo=UTC), "status_code": 403, "error": "WebhookVerificationError",
+            "detail": "No signature matches", "webhook_id": "msg_bad", "size": 17,
+        }  # fmt: skip
+        on_service(
+            lambda service: service.database.write(lambda connection: inbox.refuse(connection, [refusal], keep=9))
+        )
+        [shown] = almoner("deliveries", "refused", "--json").json["refused"]
+        assert (shown["status_code"], shown["webhook_id"]) == (403, "msg_bad")
+        said = almoner("deliveries", "refused").out
+        assert "msg_bad" in said
+        assert "2026-11-01" in said
 
 
 class TestReplay:

@@ -1,6 +1,6 @@
 """`almoner check` and `almoner accept-benefits`: what is set, what is wrong with it, and what it would change."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import SecretStr
@@ -39,25 +39,40 @@ def check(as_json: AsJson = False) -> None:
         for one in catalogue.benefits.values()
     ]
 
-    async def preview() -> tuple[int, int, str | None]:
+    async def preview() -> tuple[int, int, str | None, list[dict[str, Any]]]:
         async with service(settings) as opened:
-            from worker.store import catalogues
+            from worker.store import catalogues, inbox
 
             taken, live = await opened.pipeline.preview(catalogue)
             held = await opened.database.read(catalogues.held)
-            return taken, live, held["held_because"] if held else None
+            uses = await opened.database.read(inbox.secrets_in_use)
+            return taken, live, held["held_because"] if held else None, uses
 
-    taken, live, held = run(preview())
+    taken, live, held, uses = run(preview())
+    secrets = _secrets(settings, uses)
     if as_json:
-        print_json({"settings": shown, "benefits": benefits, "would_revoke": taken, "live_grants": live, "held": held})
+        print_json({"settings": shown, "benefits": benefits, "would_revoke": taken, "live_grants": live, "held": held,
+                    "webhook_secrets": secrets})  # fmt: skip
         return
     print_table("Settings", ("name", "value"), [{"name": name, "value": value} for name, value in shown.items()], {})
-    print_table(f"Benefits in {settings.benefits}", ("benefit", "connector", "given_for", "per", "grace"), benefits, {})
+    place = settings.benefits if settings.benefits.exists() else "config/benefits.example.toml, the example"
+    print_table(f"Benefits in {place}", ("benefit", "connector", "given_for", "per", "grace"), benefits, {})
+    columns = ("secret", "scheme", "first_used_at", "last_used_at")
+    print_table("Webhook secrets, and when each was used", columns, secrets, {})
     if taken:
         console.print(f"This file would revoke [bold]{taken}[/] of {live} live grants.")
     if held:
         console.print(f"[bold yellow]The file is held:[/] {held}. If that is right: [bold]almoner accept-benefits[/]")
     console.print("[green]The settings and the benefits file are right.[/]")
+
+
+def _secrets(settings: Settings, uses: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return when each secret of the settings was used, by its fingerprint: one that is never used any more can go."""
+    names = [fingerprint(one.get_secret_value()) for one in settings.webhook_secrets]
+    unused = {"scheme": None, "first_used_at": None, "last_used_at": None}
+    return [
+        row for name in names for row in [use for use in uses if use["secret"] == name] or [{"secret": name} | unused]
+    ]
 
 
 def _shown(settings: Settings) -> dict[str, str]:

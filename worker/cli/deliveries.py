@@ -107,6 +107,29 @@ def show_delivery(webhook_id: Annotated[str, typer.Argument(help="The webhook-id
     console.print(json_text(body), markup=False, soft_wrap=True)
 
 
+@app.command("refused")
+def list_refused(
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50, as_json: AsJson = False
+) -> None:
+    """List the newest requests that were refused: what came to the address and was no authentic event."""
+    settings = settings_or_fail()
+
+    async def look() -> list[dict[str, Any]]:
+        from worker.store import inbox
+
+        async with service(settings) as opened:
+            rows: list[dict[str, Any]] = await opened.database.read(
+                lambda connection: inbox.refused(connection, limit=limit)
+            )
+            return rows
+
+    rows = run(look())
+    if as_json:
+        print_json({"refused": rows})
+        return
+    print_table("Refused requests", ("at", "status_code", "error", "detail", "webhook_id", "size"), rows, {})
+
+
 def _redacted(body: bytes) -> Any:  # noqa: ANN401 - whatever the body is
     try:
         return _hide(json.loads(body))

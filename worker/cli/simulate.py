@@ -127,6 +127,10 @@ _DEMO_TOKENS = {
 }
 
 
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False)
+
+
 def demo() -> None:
     """Run the sidecar on its embedded default, play a signed subscription against it, and show what happens."""
     root = Path(__file__).parents[2]
@@ -151,15 +155,13 @@ def _running(environment: dict[str, str], root: Path) -> Iterator[str]:
     began = time.monotonic()
     process = subprocess.Popen(command, env=environment, cwd=root, stderr=subprocess.PIPE, text=True)  # noqa: S603 - ourselves
     try:
-        console.print(
-            "[bold]1.[/] [cyan]almoner up[/]: one process, SQLite, an embedded queue; nothing else to install."
-        )
+        _say("[bold]1.[/] [cyan]almoner up[/]: one process, SQLite, an embedded queue; nothing else to install.")
         said: list[str] = []
         for line in process.stderr or ():
             said.append(line)
             if "listens on" in line:
                 address = line.split("listens on ")[1].split()[0]
-                console.print(f"   It listens on {address} after {time.monotonic() - began:.1f} s.")
+                _say(f"   It listens on {address} after {time.monotonic() - began:.1f} s.")
                 yield address
                 return
         raise Failure("The sidecar did not start:", *said)
@@ -182,39 +184,37 @@ def _tell(client: httpx.Client, address: str) -> None:
     bought = next(number for number, event in enumerate(story) if event.type == "benefit_grant.created") + 2
     external_id = story[0].external_id
 
-    console.print(
-        f"\n[bold]2.[/] Customer [cyan]{external_id}[/] subscribes at Polar, which sends {bought} signed webhooks."
-    )
+    _say(f"\n[bold]2.[/] Customer [cyan]{external_id}[/] subscribes at Polar, which sends {bought} signed webhooks.")
     began = time.monotonic()
     _post(story[:bought], address)
     answers = _await(client, external_id, entitled=True)
-    console.print(f"   Everything granted and proven {time.monotonic() - began:.2f} s after the first webhook:")
+    _say(f"   Everything granted and proven {time.monotonic() - began:.2f} s after the first webhook:")
     _show(client, answers)
     state = client.get(f"/v1/customers/external/{external_id}/state")
     active = state.json()["active_subscriptions"]
-    console.print(f"   GET /v1/customers/external/{external_id}/state: {state.status_code}, "
+    _say(f"   GET /v1/customers/external/{external_id}/state: {state.status_code}, "
                   f"{len(active)} active subscription, as of {state.headers['almoner-as-of']}")  # fmt: skip
 
-    console.print(
-        f"\n[bold]3.[/] The customer cancels, the period ends: {len(story) - bought} more webhooks,\n"
-        "   shuffled, and half of them twice."
+    _say(
+        f"\n[bold]3.[/] The customer cancels, the period ends: {len(story) - bought} more webhooks, "
+        "shuffled, and half of them twice."
     )
     began = time.monotonic()
     _post(arrange(story[bought:], shuffle=True, duplicate=0.5, seed=7), address)
     taken = _await(client, external_id, entitled=False)
-    console.print(f"   Everything taken back and proven after {time.monotonic() - began:.2f} s:")
+    _say(f"   Everything taken back and proven after {time.monotonic() - began:.2f} s:")
     for answer in taken:
-        console.print(f"   [bold]{answer['benefit']:<14}[/] entitled: {answer['entitled']}, status: {answer['status']}")
+        _say(f"   [bold]{answer['benefit']:<14}[/] entitled: {answer['entitled']}, status: {answer['status']}")
     files = next(one for one in answers if one["benefit"] == "pro-downloads")["gives"]["files"]
     click = client.get(files[0]["url"])
-    console.print(f"   The download link from before: {click.status_code}, {click.json()['detail']}")
+    _say(f"   The download link from before: {click.status_code}, {click.json()['detail']}")
 
     metrics = client.get("/metrics").text
     ledger = {line.split('"')[1]: int(float(line.split()[-1])) for line in metrics.splitlines()
               if line.startswith("almoner_ledger{")}  # fmt: skip
     duplicates = next((int(float(line.split()[-1])) for line in metrics.splitlines()
                        if line.startswith('almoner_webhooks_total{answer="duplicate"}')), 0)  # fmt: skip
-    console.print(
+    _say(
         f"\n[bold]4.[/] The ledger balances: received {ledger['received']} = pending {ledger['pending']} + done "
         f"{ledger['done']} + ignored {ledger['ignored']} + dead {ledger['dead']}; {duplicates} duplicates."
     )
@@ -229,7 +229,7 @@ def _tell(client: httpx.Client, address: str) -> None:
 def _post(events: Sequence[SimulatedEvent], address: str) -> None:
     secret = _DEMO_TOKENS["ALMONER_WEBHOOK_SECRETS"]
     answers, _ = run(_send_all(events, address, secret, "standard", quiet=True))
-    console.print(f"   {', '.join(f'{count} {answer}' for answer, count in sorted(answers.items()))}")
+    _say(f"   {', '.join(f'{count} {answer}' for answer, count in sorted(answers.items()))}")
 
 
 def _await(client: httpx.Client, external_id: str, *, entitled: bool) -> list[dict[str, Any]]:
@@ -259,8 +259,6 @@ def _show(client: httpx.Client, answers: list[dict[str, Any]]) -> None:
             text = f"{len(gives['files'])} files; {first['name']}: “{content}”"
         else:
             text = f"link {gives['url'][:60]}..."
-        console.print(f"   [bold]{answer['benefit']:<14}[/] {text}", highlight=False)
+        _say(f"   [bold]{answer['benefit']:<14}[/] {text}")
     reason = answers[0]["because"][0]
-    console.print(
-        f"   because of {reason['source']} {reason['id'][:8]}…, told by delivery {str(reason['delivery'])[:8]}…"
-    )
+    _say(f"   because of {reason['source']} {reason['id'][:8]}…, told by delivery {str(reason['delivery'])[:8]}…")
