@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from common import servers
-from common.load import http_request, run_load
+from common.load import Result, http_request, run_load
 
 from worker.simulate import SimulatedEvent, headers
 
@@ -42,7 +42,7 @@ def baseline_requests(count: int) -> list[bytes]:
     ] * count
 
 
-def once(requests: Iterator[bytes], port: int, rate: float | None = None):
+def once(requests: Iterator[bytes], port: int, rate: float | None = None) -> Result:
     return asyncio.run(run_load(port, requests, connections=CONNECTIONS, seconds=SECONDS, rate=rate))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 from common import servers
-from common.load import http_request, run_load
+from common.load import Result, http_request, run_load
 
 from worker.simulate import headers, play
 from worker.simulated import World
@@ -70,7 +70,7 @@ def measure(count: int, folder: Path) -> None:
     print(f"stale after a commit elsewhere: {stale} of {checked}; memory {memory:.0f} MB")
 
 
-def load(port: int, requests: list[bytes]):
+def load(port: int, requests: list[bytes]) -> Result:
     return asyncio.run(run_load(port, cycle(requests), connections=32, seconds=SECONDS))
 
 

@@ -68,10 +68,13 @@ class Database:
         return dict(self._database.execute("SELECT account, sum(amount) FROM ledger GROUP BY account").fetchall())
 
     def unsettled(self) -> int:
-        return self._database.execute("SELECT count(*) FROM grants WHERE next_attempt_at IS NOT NULL").fetchone()[0]
+        return self._count("next_attempt_at IS NOT NULL")
 
     def granted(self) -> int:
-        return self._database.execute("SELECT count(*) FROM grants WHERE status = 'granted'").fetchone()[0]
+        return self._count("status = 'granted'")
+
+    def _count(self, condition: str) -> int:
+        return int(self._database.execute(f"SELECT count(*) FROM grants WHERE {condition}").fetchone()[0])
 
     def is_settled(self) -> bool:
         return self.ledger().get("pending", 0) == 0 and self.unsettled() == 0

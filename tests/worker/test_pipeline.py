@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -395,12 +396,12 @@ async def test_rotating_the_secret_shows_when_the_old_one_is_no_longer_used(
 async def test_customers_are_found_by_either_id(running: Running) -> None:
     events = running.story("purchase")
     await running.receive(events)
-    find = customers.find
-    for name in (events[0].customer_id, events[0].external_id):
-        assert await running.service.database.read(lambda connection, name=name: find(connection, name)) == (
-            events[0].customer_id
-        )
-    assert await running.service.database.read(lambda connection: find(connection, "nobody")) is None
+    for name, found in (
+        (events[0].customer_id, events[0].customer_id),
+        (events[0].external_id, events[0].customer_id),
+        ("nobody", None),
+    ):
+        assert await running.service.database.read(partial(customers.find, name=name)) == found
 
 
 async def test_a_trigger_of_commands_does_nothing(on_sqlite: Running) -> None:

@@ -30,9 +30,15 @@ VECTORS = [
 
 
 def check(
-    signature: str, *, secrets: tuple[str, ...] = (STANDARD,), body: bytes = BODY, now: datetime = NOW, **more: str
+    signature: str,
+    *,
+    secrets: tuple[str, ...] = (STANDARD,),
+    body: bytes = BODY,
+    now: datetime = NOW,
+    headers: dict[str, str] | None = None,
 ) -> Verified:
-    headers = {"webhook-id": ID, "webhook-timestamp": str(TIMESTAMP), "webhook-signature": signature} | more
+    sent = {"webhook-id": ID, "webhook-timestamp": str(TIMESTAMP), "webhook-signature": signature}
+    headers = sent | (headers or {})
     return verify(headers, body, keys_of(secrets), now, TOLERANCE)
 
 
@@ -42,7 +48,8 @@ GOOD = VECTORS[0][2]
 @pytest.mark.parametrize(("secret", "scheme", "signature"), VECTORS)
 def test_polars_vectors_verify_and_name_their_secret_and_scheme(secret: str, scheme: str, signature: str) -> None:
     verified = check(signature, secrets=("another secret", secret))
-    assert verified == Verified(ID, NOW, fingerprint(secret), scheme)  # type: ignore[arg-type]
+    assert (verified.webhook_id, verified.sent_at) == (ID, NOW)
+    assert (verified.secret, verified.scheme) == (fingerprint(secret), scheme)
     assert secret not in repr(verified)
 
 
@@ -50,12 +57,12 @@ def test_polars_vectors_verify_and_name_their_secret_and_scheme(secret: str, sch
 def test_one_changed_byte_anywhere_is_refused(secret: str, scheme: str, signature: str) -> None:
     for changed in (
         {"body": BODY + b" "},
-        {"webhook-id": ID[:-1] + "2"},
-        {"webhook-timestamp": str(TIMESTAMP + 1)},
+        {"headers": {"webhook-id": ID[:-1] + "2"}},
+        {"headers": {"webhook-timestamp": str(TIMESTAMP + 1)}},
         {"secrets": (secret + "x",)},
     ):
         with pytest.raises(NotVerified, match="No signature matches"):
-            check(signature, **{"secrets": (secret,)} | changed)  # type: ignore[arg-type]
+            check(signature, **{"secrets": (secret,)} | changed)
 
 
 def test_the_reference_librarys_own_vector_verifies() -> None:
@@ -98,7 +105,7 @@ def test_signatures_beyond_sixteen_are_not_looked_at() -> None:
 @pytest.mark.parametrize("missing", ["webhook-id", "webhook-timestamp", "webhook-signature"])
 def test_a_missing_header_is_refused(missing: str) -> None:
     with pytest.raises(NotVerified, match="are needed"):
-        check(GOOD, **{missing: ""})
+        check(GOOD, headers={missing: ""})
 
 
 @pytest.mark.parametrize(
@@ -109,7 +116,7 @@ def test_a_missing_header_is_refused(missing: str) -> None:
 )  # fmt: skip
 def test_a_malformed_header_is_refused(bad: dict[str, str]) -> None:
     with pytest.raises(NotVerified, match="malformed"):
-        check(GOOD, **bad)
+        check(GOOD, headers=bad)
 
 
 @pytest.mark.parametrize(("seconds", "good"), [(300, True), (-300, True), (301, False), (-301, False)])
@@ -134,7 +141,7 @@ def test_a_timestamp_beyond_the_calendar_is_refused_not_an_error() -> None:
         hmac.digest(STANDARD.encode(), f"{ID}.{huge}.".encode() + BODY, hashlib.sha256)
     ).decode()  # fmt: skip
     with pytest.raises(NotVerified, match="in the future"):
-        check(signature, **{"webhook-timestamp": huge})
+        check(signature, headers={"webhook-timestamp": huge})
 
 
 @pytest.mark.parametrize("secret", ["whsec_", "whsec_!!!!", "whsec_AAA*", "whsec_A", "plain", "whsec_ä"])
