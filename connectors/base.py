@@ -104,6 +104,10 @@ class LicenseKey(Struct, frozen=True):
     limit_usage: int | None
     expires_at: datetime | None
 
+    def __repr__(self) -> str:
+        """Say which key it is, but not the key: it would stand in every traceback."""
+        return f"LicenseKey(id={self.id!r}, resource={self.resource!r}, status={self.status!r})"
+
 
 class LicenseKeys(Protocol):
     """Where license keys live: one for each resource, for ever."""

@@ -67,7 +67,7 @@ class Terms(BenefitConfig):
         parts = urlsplit(url)
         if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or set("{@") & set(parts.netloc):
             raise ValueError("a url starts with https:// (or http://) and a host, without placeholders or user names")
-        if {".", ".."} & set(parts.path.split("/")):
+        if {".", ".."} & set(parts.path.lower().replace("%2e", ".").split("/")):  # %2e is a dot to browsers
             raise ValueError("a url has no . or .. between its slashes")
         if "almoner_expires" in url or "almoner_signature" in url:
             raise ValueError("almoner_expires and almoner_signature are added by signing")

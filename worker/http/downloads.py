@@ -12,22 +12,25 @@ from urllib.parse import quote
 
 import msgspec
 import sqlalchemy as sa
+import structlog
 from litestar import Request, Response, route
 from litestar.datastructures import State
 from litestar.params import FromPath
 from litestar.response import Stream
 from litestar.status_codes import HTTP_200_OK, HTTP_206_PARTIAL_CONTENT, HTTP_302_FOUND
 
-from connectors.base import ConnectorError, Holding, Receipt
+from connectors.base import ConnectorError, Holding, Receipt, Unavailable
 from connectors.file_download import FileDownload, local_path
 from worker.http.context import Context
 from worker.http.errors import ApiError
 from worker.store import grants
 from worker.store.models import GrantStatus
 
+log = structlog.get_logger()
+
 _CHUNK = 256 * 1024
 _PRESIGNED_SECONDS = 60
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=(?=-?[0-9])([0-9]{0,99})-([0-9]{0,99})", re.IGNORECASE)
 _receipt = msgspec.json.Decoder(Receipt).decode
 _NOT_CACHED = {"cache-control": "private, no-store", "referrer-policy": "no-referrer"}
 
@@ -54,15 +57,18 @@ async def download(request: Request[Any, Any, State], token: FromPath[str]) -> R
         else:
             answer = _serve(request, local_path(receipt.data, name), name)
     except ConnectorError as error:
-        raise ApiError(404, f"The file cannot be had now: {error}") from error
-    if request.method == "GET" and _is_first(request.headers.get("range")):
+        # The reason is the merchant's: it can name paths of the server.
+        log.warning("a file that was given cannot be had", grant=grant_id, file=name, reason=str(error))
+        status = 503 if isinstance(error, Unavailable) else 404
+        raise ApiError(status, f"The file {name} cannot be had now; its merchant must look why") from None
+    if request.method == "GET" and _is_first(request.headers.get("range"), answer):
         await context.database.write(lambda connection: grants.count_download(connection, grant_id, name, now))
     return answer
 
 
-def _is_first(asked: str | None) -> bool:
+def _is_first(asked: str | None, answer: Response[Any]) -> bool:
     """Whether this is a download, and not the next piece of one."""
-    return not asked or asked.startswith("bytes=0-")
+    return not asked or answer.status_code == HTTP_200_OK or asked.strip().lower().startswith("bytes=0-")
 
 
 async def _live_receipt(context: Context, grant_id: str) -> Receipt:
@@ -86,7 +92,7 @@ async def _live_receipt(context: Context, grant_id: str) -> Receipt:
 
 async def _redirect(connector: FileDownload, receipt: Receipt, name: str) -> Response[Any]:
     address = await connector.presigned_url(receipt, name, _PRESIGNED_SECONDS)
-    return Response(None, status_code=HTTP_302_FOUND, headers=_NOT_CACHED | {"location": address})
+    return Response(b"", status_code=HTTP_302_FOUND, headers=_NOT_CACHED | {"location": address})
 
 
 def _serve(request: Request[Any, Any, State], path: Path, name: str) -> Response[Any]:
@@ -96,10 +102,10 @@ def _serve(request: Request[Any, Any, State], path: Path, name: str) -> Response
         raise ApiError(404, f"The file {name} is missing on the server; its merchant must put it back") from None
     size = stat.st_size
     tag = f'"{stat.st_mtime_ns:x}-{size:x}"'
-    asked = request.headers.get("range")
-    if asked and request.headers.get("if-range", tag) != tag:
-        asked = None
-    start, end = _span(asked, size)
+    asked = None
+    if request.method == "GET" and request.headers.get("if-range", tag) == tag:
+        asked = _RANGE.fullmatch(request.headers.get("range", "").strip())
+    start, end = _span(asked, size) if asked else (0, size)
     headers = _NOT_CACHED | {
         "accept-ranges": "bytes",
         "etag": tag,
@@ -116,18 +122,16 @@ def _serve(request: Request[Any, Any, State], path: Path, name: str) -> Response
     return Stream(_read(path, start, end), status_code=status, headers=headers, media_type="application/octet-stream")
 
 
-def _span(asked: str | None, size: int) -> tuple[int, int]:
-    """Return the first byte and the one after the last. Raises ApiError (416)."""
-    if not asked:
-        return 0, size
-    match = _RANGE.fullmatch(asked.strip())
-    first, last = match.groups() if match else ("", "")
+def _span(asked: re.Match[str], size: int) -> tuple[int, int]:
+    """Return the first byte and the one after the last. Raises ApiError (416).
+
+    What is no single range of bytes is not asked here, but ignored: https://www.rfc-editor.org/rfc/rfc9110#section-14.2
+    """
+    first, last = asked.groups()
     if first:
         start, end = int(first), min(int(last) + 1, size) if last else size
-    elif last:
-        start, end = max(size - int(last), 0), size
     else:
-        start, end = size, size
+        start, end = max(size - int(last), 0), size
     if start >= end:
         raise ApiError(416, f"There is no such range in {size} bytes", **{"content-range": f"bytes */{size}"})
     return start, end
