@@ -12,7 +12,7 @@ A snapshot has one time, its envelope's. It decides over every fact whose envelo
 """
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -39,7 +39,6 @@ VERBS = (
     "past_due", "paused", "canceled", "refunded", "revoked", "deleted",
 )  # fmt: skip
 _RANK = {verb: rank for rank, verb in enumerate(VERBS, start=1)}
-_DAWN = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Stamp(Struct, frozen=True, array_like=True):
@@ -104,10 +103,8 @@ def decode(data: bytes) -> CustomerState:
 
 
 def fact(event: Event, data: Any, *, final: bool = False) -> Fact[Any]:  # noqa: ANN401 - any of Polar's objects
-    """Stamp an object with the times at which Polar says it was so. Times without a zone would not compare."""
+    """Stamp an object with the times at which Polar says it was so."""
     modified = data.modified_at or data.created_at
-    if modified.tzinfo is None:
-        modified = modified.replace(tzinfo=UTC)
     rank = _RANK.get(event.type.rpartition(".")[2], 0)
     return Fact(Stamp(final, modified, event.timestamp, rank), event.delivery, data)
 
@@ -183,7 +180,11 @@ class GrantNow(Struct, frozen=True, kw_only=True):
     benefit_type: str
     benefit_metadata: dict[str, Any]
     granted: bool
+    taken_back: bool
+    """Not granted any more; else, when not granted, it waits for somebody."""
     granted_at: datetime | None
+    revoked_at: datetime | None
+    """When it was taken back, where its own event said so."""
     created_at: datetime
     modified_at: datetime | None
     member_id: str | None
@@ -212,13 +213,16 @@ def _corrected(known: Fact[PolarGrant], listed: GrantedBenefit | None, snapshot:
     grant = known.data
     overruled = snapshot is not None and snapshot.stamp.sent >= known.stamp.sent
     source: PolarGrant | GrantedBenefit = listed if overruled and listed else grant
+    granted = grant.is_granted and not grant.is_revoked
     return GrantNow(
         id=grant.id,
         benefit_id=grant.benefit_id,
         benefit_type=grant.benefit.type,
         benefit_metadata=listed.benefit_metadata if overruled and listed else grant.benefit.metadata,
-        granted=listed is not None if overruled else grant.is_granted and not grant.is_revoked,
+        granted=listed is not None if overruled else granted,
+        taken_back=listed is None and (granted or grant.is_revoked) if overruled else grant.is_revoked,
         granted_at=source.granted_at,
+        revoked_at=grant.revoked_at,
         created_at=source.created_at,
         modified_at=source.modified_at,
         member_id=grant.member_id,
@@ -238,7 +242,9 @@ def _only_listed(grant: GrantedBenefit, delivery: str) -> GrantNow:
         benefit_type=grant.benefit_type,
         benefit_metadata=grant.benefit_metadata,
         granted=True,
+        taken_back=False,
         granted_at=grant.granted_at,
+        revoked_at=None,
         created_at=grant.created_at,
         modified_at=grant.modified_at,
         member_id=None,
@@ -276,8 +282,16 @@ def subscriptions_now(state: CustomerState) -> dict[str, SubscriptionNow]:
 
 
 def _completed(listed: Subscription, known: Subscription) -> Subscription:
-    """Take the snapshot's word, with what a snapshot leaves out from the last event, unless that ended with it."""
-    return msgspec.structs.replace(listed, pause_at_period_end=known.pause_at_period_end, customer_id=known.customer_id)
+    """Take the snapshot's word, and what it leaves out from the last event; a pause is due only at that period's end.
+
+    Older endpoints leave out the seats too.
+    """
+    return msgspec.structs.replace(
+        listed,
+        pause_at_period_end=known.pause_at_period_end and listed.current_period_end == known.current_period_end,
+        customer_id=known.customer_id,
+        seats=known.seats if listed.seats is None else listed.seats,
+    )
 
 
 def is_active(subscription: Subscription) -> bool:

@@ -38,7 +38,7 @@ _LOUDEST = (
     GrantStatus.REVOKING, GrantStatus.REVOKED,
 )  # fmt: skip
 
-_SECRET_PROPERTIES = ("guild_token",)
+_SECRET_PROPERTIES = ("guild_token", "user_provided_key")
 
 
 class GrantAnswer(Struct, frozen=True, kw_only=True):
@@ -227,7 +227,7 @@ def _polar_answer(
         "valid_until": None,
         "because": [_polar_reason(grant) for grant in ranked if grant.granted and not gone],
         "gives": _polar_gives(best, state, offered) if best.granted and not gone else None,
-        "problem": {"who": "customer", "message": best.error} if best.error and not best.granted else None,
+        "problem": _polar_problem(best, gone=gone),
         "grants": [
             {
                 "id": grant.id,
@@ -240,7 +240,7 @@ def _polar_answer(
                 "valid_until": None,
                 "because": [_polar_reason(grant)] if grant.granted and not gone else [],
                 "gives": _polar_gives(grant, state, offered) if grant.granted and not gone else None,
-                "problem": {"who": "customer", "message": grant.error} if grant.error and not grant.granted else None,
+                "problem": _polar_problem(grant, gone=gone),
                 "granted_at": grant.granted_at,
                 "revoked_at": None,
             }
@@ -258,6 +258,10 @@ def _polar_status(grant: GrantNow, *, gone: bool) -> str:
     if grant.granted and not gone:
         return GrantStatus.GRANTED
     return GrantStatus.ACTION_REQUIRED if grant.error and not gone else GrantStatus.REVOKED
+
+
+def _polar_problem(grant: GrantNow, *, gone: bool) -> dict[str, str] | None:
+    return {"who": "customer", "message": grant.error} if grant.error and not (grant.granted or gone) else None
 
 
 def _polar_reason(grant: GrantNow) -> dict[str, Any]:

@@ -129,6 +129,7 @@ def _by_polar_grants(
 ) -> Iterator[Reason]:
     customer = facts.customer_of(state)
     is_team = customer is not None and customer.type == "team"
+    refunded = _taken_back(state)
     for grant in grants.values():
         if grant.benefit_id not in benefit.by_benefits:
             continue
@@ -137,8 +138,12 @@ def _by_polar_grants(
         standing: Standing | None = "active" if grant.granted else None
         until = None
         paying = subscriptions.get(grant.subscription_id or "")
-        if paying and not grant.granted:
-            until = _grace_end(benefit, paying.data)
+        if grant.order_id in refunded or (paying and _has_ended(paying)):
+            # Polar may grant after all that is over: when an account is connected late, or the product gets another
+            # benefit (polar.md 3.6 f and g).
+            standing = None
+        elif paying and not grant.granted:
+            until = _grace_end(benefit, paying.data) if _went_unpaid(grant, paying.data) else None
             standing = "grace" if until and until > now else None
         elif paying and paying.data.status == "trialing" and grant.granted:
             standing = "trialing" if benefit.trials else None
@@ -200,6 +205,10 @@ def _standing(benefit: Benefit, one: SubscriptionNow, now: datetime) -> tuple[St
     return ("grace", until) if until and until > now else (None, None)
 
 
+def _has_ended(one: SubscriptionNow) -> bool:
+    return not one.active and one.data.status in {"canceled", "unpaid", "incomplete_expired", "paused"}
+
+
 def _grace_end(benefit: Benefit, subscription: Subscription) -> datetime | None:
     """Return until when a benefit outlives a failed payment; None when the subscription is not past due."""
     if subscription.status != "past_due":
@@ -208,15 +217,23 @@ def _grace_end(benefit: Benefit, subscription: Subscription) -> datetime | None:
     return since + benefit.grace
 
 
+def _went_unpaid(grant: GrantNow, subscription: Subscription) -> bool:
+    """Whether the failed payment took the grant: grace gives back nothing that was lost before, or never held."""
+    since = subscription.past_due_at
+    if since is None or not grant.taken_back:
+        return grant.taken_back
+    return grant.created_at <= since and not (grant.revoked_at and grant.revoked_at < since)
+
+
 def _by_orders(benefit: Benefit, state: CustomerState) -> Iterator[Reason]:
-    taken_back = {known.data.order_id for known in state.refunds.values() if known.data.revoke_benefits}
+    refunded = _taken_back(state)
     for known in state.orders.values():
         order = known.data
         # An order of a subscription pays for a period; the subscription itself entitles, and refunding the
-        # order does not end it (polar.md 1.6). A refund that takes the benefits does so whatever becomes of it.
+        # order does not end it (polar.md 1.6).
         if order.product_id not in benefit.by_products or order.subscription_id or not order.paid:
             continue
-        if order.status == "void" or order.id in taken_back:
+        if order.status == "void" or order.id in refunded:
             continue
         if order.seats is None:
             yield (
@@ -226,6 +243,11 @@ def _by_orders(benefit: Benefit, state: CustomerState) -> Iterator[Reason]:
             )
         else:
             yield from _by_seats(state, order, "active", None)
+
+
+def _taken_back(state: CustomerState) -> set[str]:
+    """Return the orders refunded with their benefits: at once, and whatever becomes of the refund (polar.md 1.6)."""
+    return {known.data.order_id for known in state.refunds.values() if known.data.revoke_benefits}
 
 
 def _by_seats(
@@ -293,14 +315,15 @@ def next_edge(entitlements: Iterable[Entitlement]) -> datetime | None:
 
 
 def recipient(state: CustomerState, member_id: str | None, purchase: str | None) -> Recipient:
-    """Return the customer, or the member, as platforms may know them."""
+    """Return the customer, or the member, as platforms may know them: never one in place of the other."""
     customer = facts.customer_of(state)
-    known = state.members.get(member_id) if member_id else None
+    member = state.members.get(member_id) if member_id else None
+    person = (member.data if member else None) if member_id else customer
     return Recipient(
         customer_id=state.id,
-        external_id=known.data.external_id if known else customer.external_id if customer else None,
-        email=known.data.email if known else customer.email if customer else None,
-        name=known.data.name if known else customer.name if customer else None,
+        external_id=person.external_id if person else None,
+        email=person.email if person else None,
+        name=person.name if person else None,
         member_id=member_id,
         purchase=purchase,
         organization_id=customer.organization_id if customer else None,
