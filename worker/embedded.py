@@ -142,7 +142,7 @@ class EmbeddedServer:
                 self._process.wait()
 
 
-def _end_with_parent() -> None:
+def _end_with_parent() -> None:  # pragma: no cover - runs in the child, before it becomes the server
     """Have the kernel end the child when its parent dies, even by SIGKILL. Linux only; others end it on stopping."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -161,9 +161,8 @@ class _Worker(Worker):
                 except TimeoutError:
                     continue
         finally:
-            for task in (listening, ending):
-                task.cancel()
-            await asyncio.gather(listening, ending, *self.tasks.values(), return_exceptions=True)
+            await _cancel(listening, ending)
+            await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
     async def _listen(self) -> None:
         async with self.pool.pubsub() as channel:
@@ -178,3 +177,15 @@ class _Worker(Worker):
         super()._release_sem_dec_counter_on_complete()
         if was_full:
             self._wake.set()
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks until they have ended: redis-py sends by `asyncio.wait_for`, which up to Python 3.11 may swallow it.
+
+    https://github.com/python/cpython/issues/86296
+    """
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=0.1)
+    await asyncio.gather(*tasks, return_exceptions=True)

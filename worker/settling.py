@@ -135,6 +135,9 @@ def _lease(connection: sa.Connection, found: Sequence[Claim], token: str, rules:
         if wanted <= free:
             free -= wanted
             claims.append(replace(one, leased=tuple(sorted(wanted)), held=one.held or _intended(one)))
+    unchanged = grants.unchanged(connection, [one.row for one in claims])
+    free |= {name for one in claims if one.row["id"] not in unchanged for name in one.leased}
+    claims = [one for one in claims if one.row["id"] in unchanged]
     grants.release(connection, free, token)
     grants.intend(
         connection,
@@ -206,17 +209,22 @@ def save(connection: sa.Connection, results: Iterable[Result], rules: Rules, now
     """Write results, and the answers of their customers, in one transaction; give the leases back."""
     settled = Settled()
     results = list(results)
+    # Customers before leases, as in processing: nobody waits in a circle.
+    locked = customers.lock(connection, {result.claim.row["customer_id"] for result in results})
     by_token: dict[str, set[str]] = {}
     for result in results:
         by_token.setdefault(result.claim.token, set()).update(result.claim.leased)
     ours = {token: grants.leased(connection, names, token) for token, names in by_token.items()}
     results = [result for result in results if ours[result.claim.token].issuperset(result.claim.leased)]
     customer_ids = {result.claim.row["customer_id"] for result in results}
-    locked = customers.lock(connection, customer_ids)
-    held = {row["id"]: row for rows in grants.of_customers(connection, customer_ids).values() for row in rows}
+    found = grants.of_customers(connection, customer_ids, lock=True)
+    held = {row["id"]: row for rows in found.values() for row in rows}
     written = []
     for result in results:
         row = held[result.claim.row["id"]]
+        if not result.claim.leased and _has_changed(row, result.claim.row):
+            settled.again.append(row["id"])
+            continue
         columns = _columns(result, row, rules, now, settled)
         held[row["id"]] = row | columns
         written.append({"row": row["id"], **columns})
@@ -244,6 +252,11 @@ def save(connection: sa.Connection, results: Iterable[Result], rules: Rules, now
     shared = {one for result in results for one in result.claim.leased}
     settled.again = sorted({*settled.again, *grants.due_on(connection, shared, now)})
     return settled
+
+
+def _has_changed(row: Mapping[str, Any], claimed: Mapping[str, Any]) -> bool:
+    """Whether somebody else was at this grant meanwhile; where there is no lease, only that tells."""
+    return any(row[name] != claimed[name] for name in ("generation", "receipt"))
 
 
 def _columns(result: Result, row: Mapping[str, Any], rules: Rules, now: datetime, settled: Settled) -> dict[str, Any]:

@@ -33,11 +33,6 @@ def sqlite_path(url: str) -> str:
     return url.split(":///", 1)[1]
 
 
-def sync_url(url: str) -> str:
-    """Return the address for a synchronous engine, which migrations use on SQLite."""
-    return url.replace("sqlite+aiosqlite", "sqlite")
-
-
 def _set_pragmas(connection: Any, *, query_only: bool) -> None:  # noqa: ANN401 - a driver's connection
     cursor = connection.cursor()
     # Also for the next statement: while another process opens or closes the file it may be locked for a moment.

@@ -19,13 +19,16 @@ pulses = Pulse.__table__  # type: ignore[attr-defined]
 
 
 _OF_CUSTOMERS = sa.select(grants).where(grants.c.customer_id.in_(among("ids"))).order_by(grants.c.id)
+_LOCK_OF_CUSTOMERS = _OF_CUSTOMERS.with_for_update()
 _BY_IDS = sa.select(grants).where(grants.c.id.in_(among("ids"))).order_by(grants.c.id)
 
 
-def of_customers(connection: sa.Connection, ids: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-    """Return all grants of these customers, by customer."""
+def of_customers(
+    connection: sa.Connection, ids: Iterable[str], *, lock: bool = False
+) -> dict[str, list[dict[str, Any]]]:
+    """Return all grants of these customers, by customer; `lock` them until the transaction ends."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in connection.execute(_OF_CUSTOMERS, {"ids": list(ids)}):
+    for row in connection.execute(_LOCK_OF_CUSTOMERS if lock else _OF_CUSTOMERS, {"ids": list(ids)}):
         found.setdefault(row.customer_id, []).append(row._asdict())
     return found
 
@@ -33,6 +36,26 @@ def of_customers(connection: sa.Connection, ids: Iterable[str]) -> dict[str, lis
 def by_ids(connection: sa.Connection, ids: Iterable[str]) -> list[dict[str, Any]]:
     """Return these grants."""
     return [row._asdict() for row in connection.execute(_BY_IDS, {"ids": list(ids)})]
+
+
+_LOCK_FREE = (
+    sa.select(grants.c.id, grants.c.generation, grants.c.receipt, grants.c.next_attempt_at)
+    .where(grants.c.id.in_(among("ids")))
+    .with_for_update(skip_locked=True)
+)
+
+
+def unchanged(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Lock the grants that are still as they were read; returns their ids.
+
+    On PostgreSQL what was read before a lease was ours may be old by now. A grant that somebody else is at is left
+    to them, not waited for: so nobody who holds one ever waits for another.
+    """
+    if connection.dialect.name == "sqlite":  # one writer: nothing changes meanwhile
+        return {row["id"] for row in rows}
+    seen = {(row["id"], row["generation"], row["receipt"], row["next_attempt_at"]) for row in rows}
+    found = connection.execute(_LOCK_FREE, {"ids": [row["id"] for row in rows]})
+    return {row.id for row in found if tuple(row) in seen}
 
 
 def add(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -195,6 +218,7 @@ _LEASE = upsert(
 _LEASED = (
     sa.select(leases.c.resource)
     .where(leases.c.resource.in_(among("resources")), leases.c.token == sa.bindparam("token"))
+    .order_by(leases.c.resource)  # the order in which leases are taken: nobody waits in a circle
     .with_for_update()
 )
 _RELEASE = leases.delete().where(leases.c.resource.in_(among("resources")), leases.c.token == sa.bindparam("token"))
