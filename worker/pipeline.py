@@ -20,7 +20,7 @@ from config.settings import Settings
 from connectors.base import Connector, Receipt
 from worker import folding, metrics, settling
 from worker.folding import Folded, Rules
-from worker.settling import Claim, Result
+from worker.settling import Claim, Claimed, Result
 from worker.store import catalogues, customers, grants, inbox
 from worker.store.database import Database
 from worker.store.inbox import Accepted, Arrival, Locked, Outcome
@@ -31,8 +31,6 @@ log = structlog.get_logger()
 PROCESS_BATCH = 32
 SETTLE_BATCH = 32
 SWEEP_PULSE = "sweep"
-
-Claimed = tuple[list[Claim], list[Result]]
 
 _NEAR = 8
 """Batches that are settled near at once; with more of them other workers shall help."""
@@ -186,7 +184,7 @@ class Pipeline:
         def work(connection: sa.Connection) -> tuple[Folded, Claimed]:
             folded = folding.process(connection, ids, rules, now)
             if not near:
-                return folded, ([], [])
+                return folded, Claimed()
             # Claimed in the same transaction: what is planned here alone is granted one commit sooner.
             return folded, settling.claim(connection, folded.unsettled[:SETTLE_BATCH], rules, self.connectors, now)
 
@@ -199,12 +197,11 @@ class Pipeline:
             return _merged([await self.process([one]) for one in ids])
         for outcome in folded.outcomes:
             metrics.PROCESSED.labels(outcome.status.value).inc()
-        if any(claimed):
-            task = self._soon(self._settle_near(*claimed))
+        if claimed.ids:
+            task = self._soon(self._settle_near(claimed))
             self._near.add(task)
             task.add_done_callback(self._near.discard)
-        ours = {one.row["id"] for one in claimed[0]} | {result.claim.row["id"] for result in claimed[1]}
-        await self._follow(folded, [one for one in folded.unsettled if one not in ours])
+        await self._follow(folded, [one for one in folded.unsettled if one not in claimed.ids])
         return folded
 
     async def _postpone(self, row_id: int, error: Exception) -> Folded:
@@ -237,22 +234,24 @@ class Pipeline:
     async def settle(self, ids: Sequence[str]) -> int:
         """Settle grants that are due; returns how many were acted upon."""
         rules, now = self.rules, self.now()
-        claims, results = await self.database.write(
+        claimed = await self.database.write(
             lambda connection: settling.claim(connection, ids, rules, self.connectors, now)
         )
-        await self._settle(claims, results)
-        return len(claims) + len(results)
+        await self._settle(claimed)
+        return len(claimed.claims) + len(claimed.results)
 
-    async def _settle_near(self, claims: Sequence[Claim], results: list[Result]) -> None:
+    async def _settle_near(self, claimed: Claimed) -> None:
         try:
-            await self._settle(claims, results)
+            await self._settle(claimed)
         except Exception:
-            log.exception("grants could not be settled; the sweep will do it", count=len(claims))
+            log.exception("grants could not be settled; the sweep will do it", count=len(claimed.ids))
 
-    async def _settle(self, claims: Sequence[Claim], results: list[Result]) -> None:
+    async def _settle(self, claimed: Claimed) -> None:
         """Act on claims and save what came of it. Slow ones do not hold up quick ones."""
-        again = await self._save(results) if results else []
-        acting = {asyncio.create_task(self._act(one)) for one in claims}
+        again = [*claimed.later]
+        if claimed.results:
+            again += await self._save(claimed.results)
+        acting = {asyncio.create_task(self._act(one)) for one in claimed.claims}
         while acting:
             finished, acting = await asyncio.wait(acting, return_when=asyncio.FIRST_COMPLETED)
             again += await self._save([task.result() for task in finished])

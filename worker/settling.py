@@ -69,6 +69,20 @@ class Result:
 
 
 @dataclass
+class Claimed:
+    """What to act on, what is settled without acting, and what can be claimed once these are saved."""
+
+    claims: list[Claim] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    later: list[str] = field(default_factory=list)
+
+    @property
+    def ids(self) -> set[str]:
+        """The grants that whoever claimed them takes care of."""
+        return {one.row["id"] for one in self.claims} | {one.claim.row["id"] for one in self.results} | {*self.later}
+
+
+@dataclass
 class Settled:
     """What saving came to: grants to settle (again), and what was granted and revoked after how long."""
 
@@ -83,15 +97,12 @@ def claim(
     rules: Rules,
     connectors: Mapping[str, Connector[Any]],
     now: datetime,
-) -> tuple[list[Claim], list[Result]]:
-    """Take the leases of grants that are due; returns what to act on, and what is settled without acting.
-
-    A grant whose resource another worker is at, or another grant of this batch, is left for later.
-    """
+) -> Claimed:
+    """Take the leases of grants that are due. A grant whose resource another worker is at is left to the sweep."""
     rows = [row for row in grants.by_ids(connection, ids) if row["next_attempt_at"] and row["next_attempt_at"] <= now]
     states = customers.facts(connection, {row["customer_id"] for row in rows})
     found: list[Claim] = []
-    results: list[Result] = []
+    claimed = Claimed()
     token = uuid4().hex
     for row in rows:
         state = facts.decode(states[row["customer_id"]])
@@ -101,8 +112,11 @@ def claim(
         try:
             found.append(_with_resource(one, connectors))
         except ConnectorError as error:
-            results.append(Result(one, "failed", one.held, error))
-    return _lease(connection, found, token, rules, now), results
+            claimed.results.append(Result(one, "failed", one.held, error))
+    # What is wanted goes first: then what is given up next to it sees that somebody still needs the resource.
+    found.sort(key=lambda one: not one.row["wanted"])
+    claimed.claims, claimed.later = _lease(connection, found, token, rules, now)
+    return claimed
 
 
 def _wanting(row: Mapping[str, Any], state: CustomerState, rules: Rules, token: str) -> Claim | None:
@@ -124,17 +138,24 @@ def _with_resource(one: Claim, connectors: Mapping[str, Connector[Any]]) -> Clai
     return replace(one, resource=connector.resource(one.to, one.config))
 
 
-def _lease(connection: sa.Connection, found: Sequence[Claim], token: str, rules: Rules, now: datetime) -> list[Claim]:
-    """Lease what each grant has and what it is to have, and write down what is intended."""
+def _lease(
+    connection: sa.Connection, found: Sequence[Claim], token: str, rules: Rules, now: datetime
+) -> tuple[list[Claim], list[str]]:
+    """Lease what each grant has and what it is to have, and write down what is intended.
+
+    Returns the claims, and the grants that another of them is in the way of.
+    """
     until = now + rules.settings.call_timeout + _LEASE_MARGIN
     ours = grants.lease(connection, {name for one in found for name in _resources(one)}, token, now, until)
     free = set(ours)
-    claims = []
+    claims, later = [], []
     for one in found:
         wanted = _resources(one)
         if wanted <= free:
             free -= wanted
             claims.append(replace(one, leased=tuple(sorted(wanted)), held=one.held or _intended(one)))
+        elif wanted <= ours:
+            later.append(one.row["id"])
     unchanged = grants.unchanged(connection, [one.row for one in claims])
     free |= {name for one in claims if one.row["id"] not in unchanged for name in one.leased}
     claims = [one for one in claims if one.row["id"] in unchanged]
@@ -149,12 +170,13 @@ def _lease(connection: sa.Connection, found: Sequence[Claim], token: str, rules:
     )
     leaving = [one for one in claims if one.held and one.held.resource != one.resource]
     staying = grants.holding(connection, {one.held.resource for one in leaving if one.held})
-    return [
+    claims = [
         replace(one, kept_by_others=bool(staying.get(one.held.resource, set()) - {one.row["id"]}))
         if one.held and one in leaving
         else one
         for one in claims
     ]
+    return claims, later
 
 
 def _resources(one: Claim) -> set[str]:

@@ -414,3 +414,46 @@ async def test_failures_and_outcomes_are_counted_by_connector(shop: Shop) -> Non
 
 def test_every_failure_says_what_happens_next() -> None:
     assert {kind.__name__ for kind in ConnectorError.__subclasses__()} == {"Unavailable", "ActionRequired", "Rejected"}
+
+
+MOVE = f"""
+[benefits.room]
+connector = "custom_link"
+for = {{ products = ["{PRODUCT}"] }}
+url = "https://example.com/room"
+
+[benefits.annex]
+connector = "custom_link"
+for = {{ products = ["{SECOND_PRODUCT}"] }}
+url = "https://example.com/room"
+"""
+
+
+async def test_what_an_upgrade_gives_and_takes_at_once_is_not_taken_away_in_between(
+    database_url: str, tmp_path: Path, clock: Clock
+) -> None:
+    """Two benefits, one room: leaving it and coming again would be an invitation lost, or a member alarmed."""
+    async for shop in open_shop(database_url, tmp_path, clock, MOVE):
+        for event in shop.running.story("upgrade"):
+            await shop.running.receive([event])
+        rows = await shop.grants()
+        assert (rows["room"]["status"], rows["annex"]["status"]) == ("revoked", "granted")
+        assert [what for what, _ in shop.platform.calls if what == "revoke"] == []
+        assert len(shop.platform.inside) == 1
+
+
+async def test_two_new_benefits_of_one_room_are_both_given_at_once(two_doors: Shop) -> None:
+    """The second waits for the lease of the first, and is triggered again as soon as that is saved."""
+    two_doors.running.trigger.grants.clear()
+    for event in two_doors.running.story("purchase"):
+        await two_doors.running.post(event)
+    pipeline = two_doors.running.service.pipeline
+    await pipeline.process(two_doors.running.trigger.deliveries)
+    planned = list(two_doors.running.trigger.grants)
+    assert len(planned) == 2
+    two_doors.running.trigger.grants.clear()
+    assert await pipeline.settle(planned) == 1
+    [left] = set(two_doors.running.trigger.grants)
+    assert await pipeline.settle([left]) == 1
+    assert {row["status"] for row in (await two_doors.grants()).values()} == {"granted"}
+    await two_doors.drain()
