@@ -180,13 +180,13 @@ async def run(
     if listening:  # port 0 takes a free one, which links must name
         settings = settings.model_copy(update={"port": listening.getsockname()[1]})
     server = None if settings.redis_url else EmbeddedServer(settings.data_dir)
-    if server:
-        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        server.start()
     queue = Queue(server.url if server else settings.redis_url)
     # Short turns: the database's thread must not keep the event loop from answering for 5 ms, Python's default.
     sys.setswitchinterval(0.0005)
     try:
+        if server:
+            settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            server.start()
         async with open_service(settings, catalogue, trigger=queue) as service, asyncio.TaskGroup() as tasks:
             held = await service.pipeline.propose(catalogue)
             if held:
@@ -214,6 +214,8 @@ async def run(
         await queue.close()
         if server:
             server.stop()
+        if listening:
+            listening.close()
 
 
 def _context(service: Service, queue: Queue) -> Context:

@@ -288,17 +288,21 @@ class Pipeline:
         """Do whatever is due and was left behind; `at_once` also what a trigger may be about to do."""
         now = self.now()
         since = now if at_once else now - self.settings.sweep_after
-        await self._follow_catalogue()
         swept = Swept()
-        found = await self.database.read(
-            lambda connection: (
+
+        def look(connection: sa.Connection) -> tuple[Any, list[int], list[str], list[str], list[str]]:
+            in_force = catalogues.in_force(connection)
+            return (
+                in_force,
                 inbox.due(connection, now, untouched_since=since, limit=PROCESS_BATCH),
                 customers.due(connection, now, limit=PROCESS_BATCH),
-                customers.made_with_another(connection, self.catalogue.digest, limit=PROCESS_BATCH),
+                customers.made_with_another(connection, in_force["digest"], limit=PROCESS_BATCH) if in_force else [],
                 grants.due(connection, now, untouched_since=since, limit=SETTLE_BATCH),
             )
-        )
-        deliveries, timely, outdated, unsettled = found
+
+        in_force, deliveries, timely, outdated, unsettled = await self.database.peek(look)
+        if in_force and in_force["digest"] != self.catalogue.digest:  # another process has put a new file in force
+            self.catalogue = self.parse_catalogue(in_force["text"])
         if deliveries:
             swept.deliveries = len((await self.process(deliveries)).outcomes)
         if stale := sorted({*timely, *outdated}):
@@ -328,12 +332,6 @@ class Pipeline:
                         await stopping.wait()
                 except TimeoutError:
                     continue
-
-    async def _follow_catalogue(self) -> None:
-        """Take up the benefits file in force, when another process has put a new one in force."""
-        row = await self.database.read(catalogues.in_force)
-        if row and row["digest"] != self.catalogue.digest:
-            self.catalogue = self.parse_catalogue(row["text"])
 
     async def propose(self, catalogue: Catalogue, *, accept: bool = False) -> str | None:
         """Put a benefits file in force, unless it would revoke too large a share of the live grants.

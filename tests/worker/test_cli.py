@@ -58,7 +58,9 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No settings of whoever runs the tests, wide tables, and logging afterwards as it was."""
     for name in [one for one in os.environ if one.upper().startswith(PREFIX)]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("COLUMNS", "250")  # for processes that are started
+    for console in (output.console, output.console_err):
+        monkeypatch.setattr(console, "width", 250)
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     monkeypatch.setattr(simulating, "run", _in_a_thread)
     root = logging.getLogger()

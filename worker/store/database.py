@@ -108,7 +108,8 @@ class _SqliteWriter:
                 self._work(group)
                 await asyncio.get_running_loop().run_in_executor(self._disk, self._raw.execute, "COMMIT")
             except Exception as error:  # noqa: BLE001 - handed to everybody of the group: nothing was committed
-                group = group or [self._waiting.popleft()]
+                if not group:  # for all who wait the file is as locked
+                    group, self._waiting = list(self._waiting), deque()
                 for item in group:
                     item.error = item.error or error
                 if self._raw.in_transaction:
@@ -133,6 +134,8 @@ class _SqliteWriter:
         ends = time.monotonic() + _GROUP_SECONDS
         while self._waiting and time.monotonic() < ends:
             item = self._waiting.popleft()
+            if item.done.done():  # whoever asked has given up, and was told so
+                continue
             group.append(item)
             self._raw.execute("SAVEPOINT item")
             try:
@@ -196,7 +199,7 @@ class Database:
             return await connection.run_sync(work)
 
     async def peek(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run a read of one row by its key: on SQLite at once, without leaving this thread."""
+        """Run a read of a few rows by an index: on SQLite at once, without leaving this thread."""
         if self._quick_engine:
             with self._quick_engine.connect() as connection:
                 return work(connection)
