@@ -56,7 +56,8 @@ class Rules:
 class Folded:
     """What a transaction came to: which grants to settle, which deliveries may go on now, and the counts."""
 
-    unsettled: list[str] = field(default_factory=list)
+    planned: dict[str, tuple[Mapping[str, Any], CustomerState]] = field(default_factory=dict)
+    """The grants whose will has changed, as they are now, and their customers."""
     awakened: list[int] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     given: int = 0
@@ -351,7 +352,7 @@ def _save(connection: sa.Connection, saved: Sequence[_Saved], rules: Rules, fold
     owned = [object_id for kind, object_id, _ in new if kind != BENEFIT]
     folded.awakened += [row_id for row_id in inbox.waiting_for(connection, owned) if not _is_done(row_id, folded)]
     for one in saved:
-        folded.unsettled += one.added + one.changed
+        folded.planned |= {grant_id: (one.grants[grant_id], one.state) for grant_id in one.added + one.changed}
         folded.given += len(one.added) + len(one.changed) - one.taken
         folded.taken += one.taken
 

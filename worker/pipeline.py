@@ -185,8 +185,9 @@ class Pipeline:
             folded = folding.process(connection, ids, rules, now)
             if not near:
                 return folded, Claimed()
+            mine = list(folded.planned.values())[:SETTLE_BATCH]
             # Claimed in the same transaction: what is planned here alone is granted one commit sooner.
-            return folded, settling.claim(connection, folded.unsettled[:SETTLE_BATCH], rules, self.connectors, now)
+            return folded, settling.claim_read(connection, mine, rules, self.connectors, now)
 
         try:
             folded, claimed = await self.database.write(work)
@@ -201,7 +202,7 @@ class Pipeline:
             task = self._soon(self._settle_near(claimed))
             self._near.add(task)
             task.add_done_callback(self._near.discard)
-        await self._follow(folded, [one for one in folded.unsettled if one not in claimed.ids])
+        await self._follow(folded, [one for one in folded.planned if one not in claimed.ids])
         return folded
 
     async def _postpone(self, row_id: int, error: Exception) -> Folded:
@@ -220,7 +221,7 @@ class Pipeline:
         """Reconcile customers without an event, and trigger what follows."""
         rules, now = self.rules, self.now()
         folded = await self.database.write(lambda connection: folding.refresh(connection, customer_ids, rules, now))
-        await self._follow(folded, folded.unsettled)
+        await self._follow(folded, list(folded.planned))
         return folded
 
     async def _follow(self, folded: Folded, unsettled: Sequence[str]) -> None:

@@ -98,14 +98,29 @@ def claim(
     connectors: Mapping[str, Connector[Any]],
     now: datetime,
 ) -> Claimed:
-    """Take the leases of grants that are due. A grant whose resource another worker is at is left to the sweep."""
+    """Take the leases of those of the grants that are due."""
     rows = [row for row in grants.by_ids(connection, ids) if row["next_attempt_at"] and row["next_attempt_at"] <= now]
     states = customers.facts(connection, {row["customer_id"] for row in rows})
+    return claim_read(
+        connection, [(row, facts.decode(states[row["customer_id"]])) for row in rows], rules, connectors, now
+    )
+
+
+def claim_read(
+    connection: sa.Connection,
+    rows: Iterable[tuple[Mapping[str, Any], CustomerState]],
+    rules: Rules,
+    connectors: Mapping[str, Connector[Any]],
+    now: datetime,
+) -> Claimed:
+    """Take the leases of grants that were read just now, each with its customer's state.
+
+    A grant whose resource another worker is at is left to the sweep.
+    """
     found: list[Claim] = []
     claimed = Claimed()
     token = uuid4().hex
-    for row in rows:
-        state = facts.decode(states[row["customer_id"]])
+    for row, state in rows:
         one = _wanting(row, state, rules, token)
         if one is None:
             continue  # the catalogue has changed; refreshing its customers decides what becomes of it
