@@ -177,6 +177,7 @@ class Database:
             sa.event.listen(self._engine.sync_engine, "connect", lambda raw, _: _set_pragmas(raw, query_only=True))
             self.quick = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             _set_pragmas(self.quick, query_only=True)
+            self.quick.execute("PRAGMA cache_size = -16000")  # kB: the pages that questions come back to
             quick = self.quick
             self._quick_engine = sa.create_engine(
                 "sqlite://", creator=lambda: quick, poolclass=StaticPool, isolation_level="AUTOCOMMIT",

@@ -28,7 +28,7 @@ class Ready:
 _SELECT = {
     (column, key): (
         f"SELECT id, external_id, version, as_of, {column} FROM customers "  # noqa: S608 - both are names of ours
-        f"WHERE {key} = :name AND state <> :nothing ORDER BY deleted, id DESC LIMIT 1"
+        f"WHERE {key} = :name AND version > 0 ORDER BY deleted, id DESC LIMIT 1"
     )
     for column in ("polar_state", "entitlements")
     for key in ("id", "external_id")
@@ -51,7 +51,7 @@ class ReadyAnswers:
 
     async def _read(self, column: str, key: str, name: str) -> Ready | None:
         statement = _SELECT[column, key]
-        values: Mapping[str, Any] = {"name": name, "nothing": b""}
+        values: Mapping[str, Any] = {"name": name}
         if self._database.quick:
             row = self._database.quick.execute(statement, values).fetchone()
             at = f"{row[3].replace(' ', 'T')}Z" if row and row[3] else None
