@@ -17,7 +17,7 @@ from worker.http.shortcut import _parts
 from worker.simulate import SimulatedEvent
 from worker.store import customers
 from worker.store.database import Database
-from worker.store.ready import ReadyAnswers
+from worker.store.ready import Ready, ReadyAnswers
 
 
 def with_external_id(events: list[SimulatedEvent], external_id: str) -> list[SimulatedEvent]:
@@ -350,3 +350,19 @@ async def test_the_api_describes_itself(on_sqlite: Running) -> None:
     assert "/v1/customers/external/{external_id}/entitlements/{benefit}" in paths
     assert "/ops/deliveries/{webhook_id}/replay" in paths
     assert set(document["webhooks"]["polar"]["post"]["responses"]) == {"202", "400", "403", "405", "413", "415", "503"}
+
+
+async def test_a_fault_of_ours_is_500_in_the_one_shape_and_tells_nothing(
+    on_sqlite: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(ReadyAnswers):
+        async def entitlements(self, key: str, name: str) -> Ready | None:
+            raise KeyError("what only the log may know")
+
+    context = dataclasses.replace(on_sqlite.context, ready=Broken(on_sqlite.service.database))
+    transport = httpx.ASGITransport(make_api(context, on_sqlite.clock))  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://almoner") as client:
+        answer = await client.get("/v1/customers/x/entitlements/key", headers={"authorization": "Bearer app-token-1"})
+    assert answer.status_code == 500
+    assert answer.json() == {"error": "InternalServerError", "detail": "a fault of Almoner's; its log says more"}
+    assert "what only the log may know" in caplog.text
