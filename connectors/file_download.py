@@ -158,8 +158,9 @@ def local_path(data: dict[str, Any], name: str) -> Path:
     try:
         folder = Path(data["folder"]).resolve()
         path = (folder / name).resolve()
-        is_other = path.exists() and not path.is_file()
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        # What is still a link once all are followed leads in a circle: since Python 3.13 that raises nothing.
+        is_other = path.is_symlink() or (path.exists() and not path.is_file())
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle, before 3.13
         raise Rejected(f"{name!r} cannot be looked up: {error}") from None
     if not path.is_relative_to(folder):
         raise Rejected(f"{name!r} is not below the folder: it is a link that leads out")
