@@ -33,6 +33,8 @@ class Receipt(Struct, frozen=True):
 
     resource: str
     data: dict[str, Any] = {}
+    connector: str = ""
+    """By which connector it was given; set for every connector, by whoever called it."""
     intended: bool = False
     """Written before the first attempt, without data: something may have been given, if we died before we knew.
     `revoke` must cope with it, from the resource alone; `grant` never sees it."""

@@ -150,7 +150,8 @@ def entitlements(
         known = catalogue.benefits.get(key)
         shown = [_grant(row, state, offer) for row in rows]
         description = known.description if known else key
-        answers[key] = _answer(key, description, state.as_of, shown, rows[0]["connector"])
+        connector = known.connector if known else rows[0]["connector"]
+        answers[key] = _answer(key, description, state.as_of, shown, connector)
         ends += [row["valid_until"] for row in rows if row["wanted"] and row["valid_until"]]
     answers |= _polar_answers(state, offered)
     completed = sorted(key for key, rows in by_benefit.items() if any(row["connector"] in dynamic for row in rows))

@@ -224,7 +224,7 @@ def _reconcile(
         if after is before and not (row and row.state) and work:
             continue  # nothing of it could be read: there is no customer to save
         saved.append(_plan(after, before, row.version if row else 0, held.get(customer_id, []), rules, now))
-    _save(connection, saved, rules, folded)
+    _save(connection, saved, rules, folded, now)
 
 
 def _fold(
@@ -327,19 +327,24 @@ def _wanted(
         }
     if reason is None:
         raise ValueError("a grant is given only for a reason")
-    is_there = known is not None and action == "renew" and known["status"] == GrantStatus.GRANTED
+    connector = rules.catalogue.benefits[reason.benefit].connector
+    is_there = (
+        known is not None
+        and action == "renew"
+        and (known["status"], known["connector"]) == (GrantStatus.GRANTED, connector)
+    )
     return (
         common
         | _proof(reason)
         | {
-            "connector": rules.catalogue.benefits[reason.benefit].connector,
+            "connector": connector,
             "wanted": True,
             "status": GrantStatus.GRANTED if is_there else GrantStatus.GRANTING,
         }
     )
 
 
-def _save(connection: sa.Connection, saved: Sequence[_Saved], rules: Rules, folded: Folded) -> None:
+def _save(connection: sa.Connection, saved: Sequence[_Saved], rules: Rules, folded: Folded, now: datetime) -> None:
     if not saved:
         return
     offered = offered_benefits(connection, (one.state for one in saved))
@@ -350,7 +355,7 @@ def _save(connection: sa.Connection, saved: Sequence[_Saved], rules: Rules, fold
     new = [link for one in saved for link in links_of(one.state) - links_of(one.before)]
     customers.link(connection, new)
     owned = [object_id for kind, object_id, _ in new if kind != BENEFIT]
-    folded.awakened += [row_id for row_id in inbox.waiting_for(connection, owned) if not _is_done(row_id, folded)]
+    folded.awakened += [row_id for row_id in inbox.awaken(connection, owned, now) if not _is_done(row_id, folded)]
     for one in saved:
         folded.planned |= {grant_id: (one.grants[grant_id], one.state) for grant_id in one.added + one.changed}
         folded.given += len(one.added) + len(one.changed) - one.taken

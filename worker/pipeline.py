@@ -255,7 +255,10 @@ class Pipeline:
         acting = {asyncio.create_task(self._act(one)) for one in claimed.claims}
         while acting:
             finished, acting = await asyncio.wait(acting, return_when=asyncio.FIRST_COMPLETED)
-            again += await self._save([task.result() for task in finished])
+            try:
+                again += await self._save([task.result() for task in finished])
+            except Exception:  # what was done is found out when the leases have run out
+                log.exception("what came of grants could not be saved", count=len(finished))
         if again:
             await self.trigger.settle(again)
 
@@ -263,7 +266,7 @@ class Pipeline:
         name = one.row["connector"]
         slots = self._calls.setdefault(name, asyncio.Semaphore(self.settings.connector_calls))
         async with slots:
-            return await settling.act(one, self.connectors[name], self.settings.call_timeout)
+            return await settling.act(one, self.connectors, self.settings.call_timeout, self.now())
 
     async def _save(self, results: list[Result]) -> list[str]:
         rules, now = self.rules, self.now()
@@ -322,7 +325,7 @@ class Pipeline:
             swept = Swept()
             try:
                 swept = await self.sweep()
-                if self.now() - beaten >= timedelta(seconds=5):
+                if abs(self.now() - beaten) >= timedelta(seconds=5):  # the clock may be set back
                     beaten = self.now()
                     await self.database.write(_housekeeping(beaten))
             except Exception:

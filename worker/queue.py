@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import structlog
 from arq.connections import ArqRedis
-from arq.constants import default_queue_name, expires_extra_ms, job_key_prefix
+from arq.constants import expires_extra_ms, job_key_prefix
 from arq.jobs import serialize_job
 from arq.utils import timestamp_ms
 from arq.worker import Worker, func
@@ -31,6 +31,8 @@ log = structlog.get_logger()
 BATCH = 100
 """How many ids one job carries at most: work that is waiting together is cheaper done together."""
 
+QUEUE = "almoner:queue"
+"""Ours alone: the merchant's app may use ARQ on the same Redis, and ARQ's workers end jobs that they do not know."""
 _WAKE = "almoner:wake"
 _POLL_SECONDS = 1.0
 _JOB_SECONDS = 60
@@ -72,7 +74,7 @@ class Queue:
                     arguments = (list(ids[start : start + BATCH]),)
                     job = serialize_job(function, arguments, {}, None, now, serializer=_dump)
                     pipe.psetex(job_key_prefix + job_id, expires_extra_ms, job)
-                    pipe.zadd(default_queue_name, {job_id: now})
+                    pipe.zadd(QUEUE, {job_id: now})
                 pipe.publish(_WAKE, b"1")
                 await pipe.execute()
             self._is_down = False
@@ -102,6 +104,7 @@ class Queue:
             worker = _Worker(
                 [func(_job(name, job), name=name, timeout=_JOB_SECONDS, max_tries=1) for name, job in jobs.items()],
                 redis_pool=redis,
+                queue_name=QUEUE,
                 max_jobs=slots,
                 poll_delay=_POLL_SECONDS,
                 # Jobs that run stay at the head of the queue, for every worker to read past.

@@ -56,6 +56,8 @@ class Claim:
     held: Receipt | None
     kept_by_others: bool
     leased: tuple[str, ...]
+    until: datetime
+    """When the leases run out; nothing is begun that might last longer."""
 
 
 @dataclass
@@ -121,7 +123,7 @@ def claim_read(
     claimed = Claimed()
     token = uuid4().hex
     for row, state in rows:
-        one = _wanting(row, state, rules, token)
+        one = _wanting(row, state, rules, token, now)
         if one is None:
             continue  # the catalogue has changed; refreshing its customers decides what becomes of it
         try:
@@ -130,37 +132,39 @@ def claim_read(
             claimed.results.append(Result(one, "failed", one.held, error))
     # What is wanted goes first: then what is given up next to it sees that somebody still needs the resource.
     found.sort(key=lambda one: not one.row["wanted"])
-    claimed.claims, claimed.later = _lease(connection, found, token, rules, now)
+    claimed.claims, claimed.later = _lease(connection, found, token, now)
     return claimed
 
 
-def _wanting(row: Mapping[str, Any], state: CustomerState, rules: Rules, token: str) -> Claim | None:
+def _wanting(row: Mapping[str, Any], state: CustomerState, rules: Rules, token: str, now: datetime) -> Claim | None:
     benefit = rules.catalogue.benefits.get(row["benefit"])
     if row["wanted"] and benefit is None:
         return None
     to = recipient(state, row["member_id"], row["purchase"])
     held = _receipt(row["receipt"]) if row["receipt"] else None
-    return Claim(row, token, to, benefit.config if benefit else None, None, held, kept_by_others=False, leased=())
+    until = now + rules.settings.call_timeout + _LEASE_MARGIN
+    config = benefit.config if benefit else None
+    return Claim(row, token, to, config, None, held, kept_by_others=False, leased=(), until=until)
 
 
 def _with_resource(one: Claim, connectors: Mapping[str, Connector[Any]]) -> Claim:
     """Name what the grant is about outside. Raises ConnectorError."""
+    if not one.row["wanted"]:
+        return one
     connector = connectors.get(one.row["connector"])
     if connector is None:
         raise ActionRequired(f"this version has no connector {one.row['connector']!r}", who="merchant")
-    if not one.row["wanted"]:
-        return one
     return replace(one, resource=connector.resource(one.to, one.config))
 
 
 def _lease(
-    connection: sa.Connection, found: Sequence[Claim], token: str, rules: Rules, now: datetime
+    connection: sa.Connection, found: Sequence[Claim], token: str, now: datetime
 ) -> tuple[list[Claim], list[str]]:
     """Lease what each grant has and what it is to have, and write down what is intended.
 
     Returns the claims, and the grants that another of them is in the way of.
     """
-    until = now + rules.settings.call_timeout + _LEASE_MARGIN
+    until = max((one.until for one in found), default=now)
     ours = grants.lease(connection, {name for one in found for name in _resources(one)}, token, now, until)
     free = set(ours)
     claims, later = [], []
@@ -199,14 +203,16 @@ def _resources(one: Claim) -> set[str]:
 
 
 def _intended(one: Claim) -> Receipt | None:
-    return Receipt(one.resource, intended=True) if one.resource else None
+    return Receipt(one.resource, connector=one.row["connector"], intended=True) if one.resource else None
 
 
-async def act(one: Claim, connector: Connector[Any], limit: timedelta) -> Result:
+async def act(one: Claim, connectors: Mapping[str, Connector[Any]], limit: timedelta, now: datetime) -> Result:
     """Make one grant true at the platform, and read it back. Never raises: failing is a result."""
+    if one.until - now < limit:  # it waited too long for its turn: somebody else may have the leases before it ends
+        return Result(one, "failed", one.held, Unavailable("it had to wait for its turn", retry_after=0))
     try:
         async with asyncio.timeout(limit.total_seconds()):
-            return await _act(one, connector)
+            return await _act(one, connectors)
     except ConnectorError as error:
         return Result(one, "failed", one.held, error)
     except TimeoutError:
@@ -217,26 +223,34 @@ async def act(one: Claim, connector: Connector[Any], limit: timedelta) -> Result
         return Result(one, "failed", one.held, Unavailable(f"our connector failed: {type(error).__name__}"))
 
 
-async def _act(one: Claim, connector: Connector[Any]) -> Result:
-    held = one.held
+async def _act(one: Claim, connectors: Mapping[str, Connector[Any]]) -> Result:
+    held, name = one.held, one.row["connector"]
     if one.row["wanted"] and one.resource and one.config:
-        if held and held.resource != one.resource:
-            await _take_back(one, connector, held)
+        if held and (held.resource, held.connector) != (one.resource, name):
+            await _take_back(one, connectors, held)
             return Result(one, "moved", None)
+        connector = connectors[name]
         receipt = await connector.grant(one.to, one.config, None if held and held.intended else held)
+        receipt = msgspec.structs.replace(receipt, connector=name)
         holding = await connector.holds(receipt)
         if holding == Holding.GONE:
             raise Unavailable("it was given, but is not there when read back")
         return Result(one, "granted" if holding == Holding.HELD else "pending", receipt)
     if held:
-        await _take_back(one, connector, held)
+        await _take_back(one, connectors, held)
     return Result(one, "revoked", None)
 
 
-async def _take_back(one: Claim, connector: Connector[Any], held: Receipt) -> None:
-    """Revoke by the receipt and prove that it is gone, unless another grant still holds the same resource."""
+async def _take_back(one: Claim, connectors: Mapping[str, Connector[Any]], held: Receipt) -> None:
+    """Revoke by the receipt and prove that it is gone, unless another grant still holds the same resource.
+
+    By the connector that gave it, whatever the benefit's connector is now.
+    """
     if one.kept_by_others:
         return
+    connector = connectors.get(held.connector)
+    if connector is None:
+        raise ActionRequired(f"this version has no connector {held.connector!r}, which gave it", who="merchant")
     await connector.revoke(held)
     if await connector.holds(held) != Holding.GONE:
         raise Unavailable("it was taken back, but is still there when read back")
@@ -305,9 +319,10 @@ def _columns(result: Result, row: Mapping[str, Any], rules: Rules, now: datetime
         kept["resource"] = result.claim.resource
     if row["generation"] != result.claim.row["generation"] or result.what == "moved":
         settled.again.append(row["id"])
-        return kept
+        is_moving = result.what == "moved" and row["status"] == GrantStatus.GRANTED
+        return kept | ({"status": GrantStatus.GRANTING} if is_moving else {})
     if result.error:
-        return kept | _failure(result.error, row, rules, now)
+        return kept | _failure(result, result.error, row, rules, now)
     kept |= {
         "attempts": 0,
         "who": None,
@@ -328,13 +343,21 @@ def _columns(result: Result, row: Mapping[str, Any], rules: Rules, now: datetime
     return kept
 
 
-def _failure(error: ConnectorError, row: Mapping[str, Any], rules: Rules, now: datetime) -> dict[str, Any]:
+def _failure(
+    result: Result, error: ConnectorError, row: Mapping[str, Any], rules: Rules, now: datetime
+) -> dict[str, Any]:
     """Return what a failure makes of a grant. A revocation never counts as done, and is never given up."""
     settings = rules.settings
     direction = GrantStatus.GRANTING if row["wanted"] else GrantStatus.REVOKING
+    # Bringing up to date what is there can fail: the customer keeps what they have.
+    held = result.receipt
+    is_same = held is not None and not held.intended and held.resource == result.claim.resource
+    is_there = row["wanted"] and row["status"] == GrantStatus.GRANTED and is_same
+    if is_there:
+        direction = GrantStatus.GRANTED
     columns: dict[str, Any] = {"reason": str(error), "who": None, "status": direction, "attempts": row["attempts"]}
     if isinstance(error, ActionRequired):
-        status = GrantStatus.ACTION_REQUIRED if row["wanted"] else direction
+        status = GrantStatus.ACTION_REQUIRED if row["wanted"] and not is_there else direction
         return columns | {"status": status, "who": error.who, "next_attempt_at": now + settings.recheck_every}
     if isinstance(error, Unavailable) and error.retry_after is not None:
         return columns | {"next_attempt_at": now + timedelta(seconds=error.retry_after)}
@@ -343,6 +366,6 @@ def _failure(error: ConnectorError, row: Mapping[str, Any], rules: Rules, now: d
     if isinstance(error, Rejected) or attempts >= settings.max_attempts:
         columns["who"] = "operator"
         if row["wanted"]:
-            return columns | {"status": GrantStatus.FAILED, "next_attempt_at": None}
+            return columns | {"status": direction if is_there else GrantStatus.FAILED, "next_attempt_at": None}
         return columns | {"next_attempt_at": now + settings.retry_cap}
     return columns | {"next_attempt_at": now + backoff(attempts, settings)}

@@ -284,7 +284,12 @@ async def test_what_a_worker_did_before_it_died_is_found_by_the_other(two: Two, 
     dying = asyncio.create_task(two.first.settle(ids))
     await two.until_called(1)
     row = await two.row()
-    assert msgspec.json.decode(row["receipt"]) == {"resource": row["held"], "data": {}, "intended": True}
+    assert msgspec.json.decode(row["receipt"]) == {
+        "resource": row["held"],
+        "data": {},
+        "connector": "custom_link",
+        "intended": True,
+    }
     assert row["held"] in two.platform.inside
     dying.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -55,9 +55,17 @@ async def test_a_revoked_seat_that_names_nobody_waits_until_its_owner_is_known(r
     running.trigger.deliveries.clear()
     await running.receive([event for number, event in enumerate(events) if number != last])
     assert row["id"] in running.trigger.deliveries, "it goes on as soon as its owner is known"
-    await running.service.pipeline.process([row["id"]])
     assert (await row_of(running, events[last]))["status"] == "done"
     assert (await row_of(running, events[last]))["customer_id"] == events[0].customer_id
+
+
+async def test_what_waited_for_its_owner_goes_on_by_the_sweep_alone(running: Running) -> None:
+    events = running.story("seats")
+    alone = next(event for event in events if event.type == "customer_seat.revoked")
+    await running.receive([alone])
+    running.trigger.deliveries.clear()
+    await running.receive([event for event in events if event is not alone])
+    assert (await row_of(running, alone))["status"] == "done"
 
 
 async def test_a_seat_whose_owner_never_becomes_known_is_dead_in_the_end_and_can_be_replayed(running: Running) -> None:

@@ -17,14 +17,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from arq.constants import default_queue_name, job_key_prefix
+from arq.constants import job_key_prefix
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from structlog.testing import capture_logs
 
 from tests.conftest import REDIS_URL, settings_for, skip
 from worker.app import run
-from worker.queue import BATCH, Job, Queue
+from worker.queue import BATCH, QUEUE, Job, Queue
 
 _ADDRESS = urlsplit(REDIS_URL)
 SERVER = (_ADDRESS.hostname or "127.0.0.1", _ADDRESS.port or 6379)
@@ -105,7 +105,7 @@ async def test_a_job_carries_ids_as_json_and_nothing_else(queue: Queue, redis: R
         ("process", [[1, 2]], {}),
         ("settle", [["a"]], {}),
     ]
-    assert await redis.zcard(default_queue_name) == 2
+    assert await redis.zcard(QUEUE) == 2
 
 
 async def test_many_ids_go_in_jobs_of_bounded_size(queue: Queue, redis: Redis) -> None:
@@ -219,7 +219,7 @@ async def test_an_idle_worker_stops_at_once(queue: Queue) -> None:
 
 async def test_a_worker_ends_also_where_a_cancellation_gets_lost(queue: Queue, redis: Redis) -> None:
     """Up to Python 3.11 `asyncio.wait_for`, by which redis-py sends, swallows one that comes as it ends."""
-    await redis.zadd(default_queue_name, {b"\xff": 1})  # fails while the listener still subscribes
+    await redis.zadd(QUEUE, {b"\xff": 1})  # fails while the listener still subscribes
     for _ in range(20):
         stopping = asyncio.Event()
         worker = asyncio.create_task(queue.work(Jobs().by_name, slots=1, stopping=stopping))
@@ -245,7 +245,7 @@ async def test_a_wiped_database_loses_jobs_but_not_the_worker(queue: Queue, redi
         await until(lambda: 1 in jobs.processed)
         await queue.process([3])
         await until(lambda: 3 in jobs.processed)
-    assert await redis.zcard(default_queue_name) == 0
+    assert await redis.zcard(QUEUE) == 0
 
 
 async def test_a_worker_whose_connections_are_cut_comes_back(queue: Queue, redis: Redis) -> None:
@@ -266,7 +266,7 @@ async def test_a_worker_survives_what_nobody_foresaw(queue: Queue, redis: Redis)
     jobs = Jobs()
     with capture_logs() as logs:
         stopping = asyncio.Event()
-        await redis.zadd(default_queue_name, {b"\xff": 1})  # an id that is no text: ARQ itself raises
+        await redis.zadd(QUEUE, {b"\xff": 1})  # an id that is no text: ARQ itself raises
         worker = asyncio.create_task(queue.work(jobs.by_name, slots=1, stopping=stopping))
         await until(lambda: any("starting it again" in one["event"] for one in logs))
         await redis.flushdb()
@@ -287,7 +287,7 @@ async def test_triggering_does_not_raise_while_redis_is_down_and_says_so_once() 
 
 
 async def test_triggering_gives_up_on_a_redis_that_refuses_to_store(queue: Queue, redis: Redis) -> None:
-    await redis.set(default_queue_name, "not a sorted set")
+    await redis.set(QUEUE, "not a sorted set")
     with capture_logs() as logs:
         await queue.process([1])
     assert len(logs) == 1
@@ -308,7 +308,7 @@ async def test_an_outage_is_logged_anew_after_the_queue_was_back(redis: Redis) -
                 await relay.restore()
                 await queue.process([4])
                 assert await queue.is_up() is True
-        assert await redis.zcard(default_queue_name) == 3
+        assert await redis.zcard(QUEUE) == 3
         await queue.close()
 
 

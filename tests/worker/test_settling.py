@@ -457,3 +457,65 @@ async def test_two_new_benefits_of_one_room_are_both_given_at_once(two_doors: Sh
     assert await pipeline.settle([left]) == 1
     assert {row["status"] for row in (await two_doors.grants()).values()} == {"granted"}
     await two_doors.drain()
+
+
+async def test_a_renewal_that_fails_takes_nothing_away_that_is_there(shop: Shop) -> None:
+    customer = await shop.running.live("purchase")
+    pipeline = shop.running.service.pipeline
+    longer = ROOM.split("[benefits.lounge]")[0].replace('url = "', 'expires = "1h"\nsign = true\nurl = "')
+    shop.platform.fails = [Unavailable("HTTP 500"), ActionRequired("upload it", who="merchant"), Rejected("no")]
+    assert await pipeline.propose(parse_catalogue(longer, TERMS, timedelta())) is None
+    await shop.drain()
+    for reason, who in (("HTTP 500", None), ("upload it", "merchant"), ("no", "operator")):
+        answer = await shop.running.answer(customer, "room")
+        assert (answer["entitled"], answer["status"]) == (True, "granted")
+        assert answer["gives"]
+        assert answer["problem"] == {"who": who, "message": reason}
+        await shop.later(minutes=10)
+    assert shop.platform.inside
+
+
+async def test_a_benefit_that_changes_its_connector_takes_the_old_back_by_the_connector_that_gave_it(
+    running: Running,
+) -> None:
+    customer = await running.live("purchase")
+    before = running.service.pipeline.catalogue
+    key = (await running.answer(customer, "key"))["gives"]["license_key_id"]
+    [given] = await running.service.database.read(
+        lambda connection: grants.listed(connection, {"benefit": "key"}, limit=9)
+    )
+    text = before.text.replace(
+        'connector = "license_key"', 'connector = "custom_link"\nper = "purchase"\nnote = "hello"'
+    )
+    text = "\n".join(line for line in text.splitlines() if not line.startswith(("prefix", "limit_")))
+    assert await running.service.pipeline.propose(parse_catalogue(text, TERMS, timedelta()), accept=True) is None
+    await running.service.pipeline.drain()
+    answer = await running.answer(customer, "key")
+    assert (answer["status"], answer["connector"], answer["gives"]["kind"]) == ("granted", "custom_link", "note")
+    held = await running.service.database.read(lambda connection: grants.find_key(connection, given["held"]))
+    assert held
+    assert (held.id, held.status) == (key, "revoked")
+
+
+async def test_what_waited_too_long_for_its_turn_is_not_begun_after_its_lease(
+    sqlite_url: str, tmp_path: Path, clock: Clock
+) -> None:
+    """Beginning it then could give what another worker has just taken back."""
+    text = ROOM.split("[benefits.lounge]")[0]
+    async for shop in open_shop(sqlite_url, tmp_path, clock, text, connector_calls=1):
+        for seed in (1, 2):
+            for event in shop.running.story("purchase", seed):
+                await shop.running.post(event)
+        pipeline = shop.running.service.pipeline
+        await pipeline.process(shop.running.trigger.deliveries)
+
+        async def slow(platform: Platform = shop.platform) -> None:
+            platform.before = None
+            clock.move(seconds=12)
+
+        shop.platform.before = slow
+        await pipeline.settle(shop.running.trigger.grants)
+        assert len(shop.platform.calls) == 1
+        await shop.drain()
+        rows = await shop.running.service.database.read(lambda connection: grants.listed(connection, {}, limit=9))
+        assert [(row["status"], row["attempts"]) for row in rows] == [("granted", 0)] * 2

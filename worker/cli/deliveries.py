@@ -32,7 +32,7 @@ Until = Annotated[str | None, typer.Option(help="Received before: a time, or how
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
 _STATUSES = ("pending", "done", "ignored", "dead")
-_SECRET_FIELDS = {"client_secret", "guild_token", "customer_ip_address", "token", "secret", "key"}
+_SECRET_FIELDS = {"client_secret", "guild_token", "customer_ip_address", "token", "secret", "key", "user_provided_key"}
 
 
 async def _filter(opened: Any, status: str | None, type_: str | None, customer: str | None, since: str | None,  # noqa: ANN401 - Service

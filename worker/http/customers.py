@@ -118,7 +118,7 @@ async def _state(request: Request[Any, Any, State], key: str, written: str) -> R
     context: Context = request.app.state.context
     ready = await context.ready.state(key, name_of(written))
     if ready is None or ready.document is None:
-        raise ApiError(404, "No such customer is known here. Polar's events tell of customers; heal asks Polar.")
+        raise ApiError(404, "No such customer is known here: no event has told of them yet.")
     tag = f'"{ready.customer_id}-{ready.version}"'
     headers = _headers(ready) | {"etag": tag, "cache-control": "private, no-cache"}
     if tag in [one.strip() for one in request.headers.get("if-none-match", "").split(",")]:
@@ -160,7 +160,7 @@ async def _all(request: Request[Any, Any, State], key: str, written: str, asked:
         _may_reveal(request, asked)
     ready = await context.ready.entitlements(key, name_of(written))
     if ready is None or ready.document is None:
-        raise ApiError(404, "No such customer is known here. Polar's events tell of customers; heal asks Polar.")
+        raise ApiError(404, "No such customer is known here: no event has told of them yet.")
     answers, edges = split(ready.document)
     now = context.now()
     shown: list[Any] = [

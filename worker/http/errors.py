@@ -61,5 +61,8 @@ def on_database_error(_request: Request[Any, Any, Any], error: Exception) -> Res
 
 def on_any_error(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
     """Answer a fault of ours, without its details."""
-    log.error("a request failed", path=request.url.path, exc_info=error)
+    path = request.url.path
+    if path.startswith("/downloads/"):  # what follows is a token
+        path = "/downloads/..."
+    log.error("a request failed", path=path, exc_info=error)
     return _answer(HTTP_500_INTERNAL_SERVER_ERROR, "InternalServerError", "a fault of Almoner's; its log says more")

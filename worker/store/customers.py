@@ -77,10 +77,15 @@ def due(connection: sa.Connection, now: datetime, *, limit: int) -> list[str]:
     return list(connection.execute(statement).scalars())
 
 
-def made_with_another(connection: sa.Connection, digest: str, *, limit: int, after: str = "") -> list[str]:
-    """Return customers whose answers were made with another catalogue than this one, in the order of their ids."""
-    other = sa.or_(customers.c.catalogue < digest, customers.c.catalogue > digest, customers.c.catalogue.is_(None))
-    statement = sa.select(customers.c.id).where(other, customers.c.id > after).order_by(customers.c.id).limit(limit)
+def made_with_another(connection: sa.Connection, digest: str, *, limit: int, after: str | None = None) -> list[str]:
+    """Return customers whose answers were made with another catalogue than this one.
+
+    With `after` in the order of their ids, to page on; without it any of them, by the index.
+    """
+    other = sa.or_(customers.c.catalogue < digest, customers.c.catalogue > digest)
+    statement = sa.select(customers.c.id).where(other).limit(limit)
+    if after is not None:
+        statement = statement.where(customers.c.id > after).order_by(customers.c.id)
     return list(connection.execute(statement).scalars())
 
 

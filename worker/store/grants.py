@@ -182,7 +182,7 @@ def listed(connection: sa.Connection, conditions: Mapping[str, Any], *, limit: i
     urgency = sa.case(
         (grants.c.status == GrantStatus.FAILED, 0),
         (grants.c.status == GrantStatus.REVOKING, 1),
-        (grants.c.status == GrantStatus.ACTION_REQUIRED, 2),
+        (sa.or_(grants.c.status == GrantStatus.ACTION_REQUIRED, grants.c.reason.is_not(None)), 2),
         (grants.c.next_attempt_at.is_not(None), 3),
         else_=4,
     )
@@ -193,12 +193,6 @@ def listed(connection: sa.Connection, conditions: Mapping[str, Any], *, limit: i
         .limit(limit)
     )
     return [dict(row) for row in connection.execute(statement).mappings()]
-
-
-def live_by_benefit(connection: sa.Connection) -> dict[str, int]:
-    """Return how many grants are wanted, by benefit."""
-    statement = sa.select(grants.c.benefit, sa.func.count()).where(grants.c.wanted).group_by(grants.c.benefit)
-    return {row[0]: row[1] for row in connection.execute(statement)}
 
 
 def by_status(connection: sa.Connection) -> dict[tuple[str, str], int]:

@@ -254,15 +254,18 @@ def due(connection: sa.Connection, now: datetime, *, untouched_since: datetime, 
     return list(connection.execute(statement).scalars())
 
 
-_WAITING_FOR = sa.select(deliveries.c.id).where(
-    deliveries.c.waits_for.in_(among("objects")), deliveries.c.status == DeliveryStatus.PENDING
+_AWAKEN = (
+    deliveries.update()
+    .where(deliveries.c.waits_for.in_(among("objects")), deliveries.c.status == DeliveryStatus.PENDING)
+    .values(next_attempt_at=sa.bindparam("now"))
+    .returning(deliveries.c.id)
 )
 
 
-def waiting_for(connection: sa.Connection, object_ids: Iterable[str]) -> list[int]:
-    """Return the ids of pending deliveries that wait for one of these objects to become known."""
+def awaken(connection: sa.Connection, object_ids: Iterable[str], now: datetime) -> list[int]:
+    """Make pending deliveries due that wait for one of these objects to become known; returns their row ids."""
     wanted = list(object_ids)
-    return list(connection.execute(_WAITING_FOR, {"objects": wanted}).scalars()) if wanted else []
+    return list(connection.execute(_AWAKEN, {"objects": wanted, "now": now}).scalars()) if wanted else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,12 +424,8 @@ def count(connection: sa.Connection, chosen: Filter) -> int:
 
 def oldest_pending(connection: sa.Connection) -> datetime | None:
     """Return when the oldest delivery that is still pending was received."""
-    return connection.execute(
-        sa.select(deliveries.c.received_at)
-        .where(deliveries.c.status == DeliveryStatus.PENDING)
-        .order_by(deliveries.c.id)
-        .limit(1)
-    ).scalar_one_or_none()
+    oldest = sa.select(sa.func.min(deliveries.c.received_at)).where(deliveries.c.status == DeliveryStatus.PENDING)
+    return connection.execute(oldest).scalar_one_or_none()
 
 
 # Refusals.
