@@ -103,6 +103,8 @@ class Catalogue:
     benefits: Mapping[str, Benefit]
     text: str
     digest: str
+    grace: timedelta = timedelta()
+    """That of benefits which name none: whoever reads the text again must read it with this."""
 
     def __hash__(self) -> int:
         """Hash by the digest."""
@@ -140,7 +142,7 @@ def parse_catalogue(
             problems += error.problems
     if problems:
         raise CatalogueError(source, problems)
-    return Catalogue(benefits, text, hashlib.sha256(text.encode() + repr(grace).encode()).hexdigest())
+    return Catalogue(benefits, text, hashlib.sha256(text.encode() + repr(grace).encode()).hexdigest(), grace)
 
 
 def _benefit(key: str, table: Any, connectors: Mapping[str, ConnectorTerms], grace: timedelta) -> Benefit:  # noqa: ANN401 - whatever TOML holds

@@ -150,7 +150,7 @@ async def open_service(
         database=database,
         settings=settings,
         connectors={name: made(tools) for name, made in CONNECTORS.items()},
-        parse_catalogue=lambda text: parse_catalogue(text, TERMS, settings.grace),
+        parse_catalogue=lambda text, grace: parse_catalogue(text, TERMS, grace),
         trigger=trigger or NoTrigger(),
         now=now,
         catalogue=catalogue,
@@ -186,7 +186,8 @@ async def run(
             settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             server.start()
         async with open_service(settings, catalogue, trigger=queue) as service, asyncio.TaskGroup() as tasks:
-            held = await service.pipeline.propose(catalogue)
+            # Whoever works puts a changed file in force; whoever only receives takes what there is.
+            held = None if not work and await service.pipeline.follow() else await service.pipeline.propose(catalogue)
             if held:
                 log.error("the changed benefits file is held; the one before stays in force", because=held,
                           next="look at `almoner check`, then run `almoner accept-benefits`")  # fmt: skip

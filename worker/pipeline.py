@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 import structlog
 
-from config.catalogue import Catalogue
+from config.catalogue import Catalogue, CatalogueError
 from config.settings import Settings
 from connectors.base import Connector, Receipt
 from worker import folding, metrics, settling
@@ -71,7 +71,8 @@ class Pipeline:
     database: Database
     settings: Settings
     connectors: Mapping[str, Connector[Any]]
-    parse_catalogue: Callable[[str], Catalogue]
+    parse_catalogue: Callable[[str, timedelta], Catalogue]
+    """Reads a stored benefits file, with the grace of benefits that name none. Raises CatalogueError."""
     trigger: Trigger
     now: Callable[[], datetime]
     catalogue: Catalogue
@@ -305,8 +306,9 @@ class Pipeline:
             )
 
         in_force, deliveries, timely, outdated, unsettled = await self.database.peek(look)
-        if in_force and in_force["digest"] != self.catalogue.digest:  # another process has put a new file in force
-            self.catalogue = self.parse_catalogue(in_force["text"])
+        if in_force:
+            self._take_up(in_force)
+            outdated = outdated if in_force["digest"] == self.catalogue.digest else []
         if deliveries:
             swept.deliveries = len((await self.process(deliveries)).outcomes)
         if stale := sorted({*timely, *outdated}):
@@ -337,6 +339,22 @@ class Pipeline:
                 except TimeoutError:
                     continue
 
+    async def follow(self) -> bool:
+        """Take up the benefits file that is in force, whoever put it there; returns whether there is one."""
+        in_force = await self.database.peek(catalogues.in_force)
+        if in_force:
+            self._take_up(in_force)
+        return in_force is not None
+
+    def _take_up(self, in_force: Mapping[str, Any]) -> None:
+        if in_force["digest"] == self.catalogue.digest:
+            return
+        try:
+            grace = timedelta(seconds=in_force["grace_seconds"])
+            self.catalogue = self.parse_catalogue(in_force["text"], grace)
+        except CatalogueError as error:  # put there by a newer version
+            log.error("the benefits file in force cannot be read here; upgrade this process", problems=error.problems)
+
     async def propose(self, catalogue: Catalogue, *, accept: bool = False) -> str | None:
         """Put a benefits file in force, unless it would revoke too large a share of the live grants.
 
@@ -344,19 +362,17 @@ class Pipeline:
         person has looked, and it is put in force whatever it revokes.
         """
         now = self.now()
-        before = await self.database.read(catalogues.in_force)
-        because = None
-        if before and before["digest"] != catalogue.digest and not accept:
-            because = await self._too_much(catalogue)
+        while True:
+            before = await self.database.read(catalogues.in_force)
+            is_new = before is None or before["digest"] != catalogue.digest
+            because = await self._too_much(catalogue) if before and is_new and not accept else None
+            if await self.database.write(
+                partial(_decide, catalogue=catalogue, before=before, because=because, now=now)
+            ):
+                break  # else another process has decided meanwhile: look again at what is in force
         if because and before:
-            await self.database.write(
-                lambda connection: catalogues.hold(connection, catalogue.digest, catalogue.text, because, now)
-            )
-            self.catalogue = self.parse_catalogue(before["text"])
+            self._take_up(before)
             return because
-        await self.database.write(
-            lambda connection: catalogues.put_in_force(connection, catalogue.digest, catalogue.text, now)
-        )
         self.catalogue = catalogue
         return None
 
@@ -393,6 +409,25 @@ class Pipeline:
         """Wait for triggers that are on their way."""
         if self._after:
             await asyncio.gather(*self._after, return_exceptions=True)
+
+
+def _decide(
+    connection: sa.Connection,
+    catalogue: Catalogue,
+    before: Mapping[str, Any] | None,
+    because: str | None,
+    now: datetime,
+) -> bool:
+    """Hold a file or put it in force, if what is in force is still what the decision was made on."""
+    catalogues.lock(connection)
+    in_force = catalogues.in_force(connection)
+    if (in_force and in_force["digest"]) != (before and before["digest"]):
+        return False
+    if because:
+        catalogues.hold(connection, catalogue, because, now)
+    else:
+        catalogues.put_in_force(connection, catalogue, now)
+    return True
 
 
 def _fail(group: Sequence[tuple[Arrival, asyncio.Future[Accepted]]], error: Exception) -> None:

@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from config.catalogue import Catalogue, parse_catalogue
 from connectors import TERMS
 from handlers import HANDLERS
-from tests.conftest import BENEFITS, POLAR_BENEFIT, PRODUCT, SECRET, Clock, Running, run_service
+from tests.conftest import BENEFITS, POLAR_BENEFIT, PRODUCT, SECRET, Clock, Running, run_service, settings_for
 from worker import folding
-from worker.app import NoTrigger
+from worker.app import NoTrigger, open_service
 from worker.pipeline import SWEEP_PULSE, Pipeline
 from worker.replay import replay
 from worker.simulate import SimulatedEvent
@@ -417,3 +417,79 @@ async def test_a_trigger_of_commands_does_nothing(on_sqlite: Running) -> None:
     await pipeline.trigger.process([1])
     await pipeline.trigger.settle(["x"])
     assert BENEFITS
+
+
+async def test_a_held_file_is_held_with_its_grace_too(
+    database_url: str, tmp_path: Path, catalogue: Catalogue, clock: Clock
+) -> None:
+    """ALMONER_GRACE is part of what is in force: a process with another one follows what was decided."""
+    text = catalogue.text.replace('grace = "3d"\n', "")
+    generous, strict = (parse_catalogue(text, TERMS, timedelta(days=days)) for days in (30, 0))
+    async with run_service(database_url, tmp_path, generous, clock) as running:
+        customer = await running.live("past-due")
+        assert (await running.answer(customer, "key"))["standing"] == "grace"
+        pipeline = running.service.pipeline
+        held = await pipeline.propose(strict)
+        assert held
+        assert pipeline.catalogue.digest == generous.digest
+        pipeline.catalogue = strict  # as a process with another ALMONER_GRACE begins
+        await replay(pipeline, Filter())
+        await pipeline.follow()
+        await replay(pipeline, Filter())
+        await pipeline.drain(rounds=20)
+        assert (await running.answer(customer, "key"))["entitled"] is True
+        assert not await pipeline.sweep(at_once=True), "the sweep comes to rest"
+
+
+async def test_of_two_processes_that_start_with_different_files_one_decides(
+    database_url: str, tmp_path: Path, catalogue: Catalogue, clock: Clock
+) -> None:
+    other = changed(catalogue.text + "\n# another digest\n")
+    async with (
+        open_service(settings_for(database_url, tmp_path), catalogue, now=clock) as one,
+        open_service(settings_for(database_url, tmp_path), other, now=clock) as two,
+    ):
+        for _ in range(5):
+            await asyncio.gather(*(
+                service.pipeline.propose(file)
+                for service, file in ((one, catalogue), (two, other), (one, other), (two, catalogue))
+            ))  # fmt: skip
+            row = await one.database.read(catalogues.in_force)  # raises where there are two
+            assert row
+            assert row["digest"] in {catalogue.digest, other.digest}
+
+
+async def test_a_file_in_force_that_this_version_cannot_read_does_not_stop_its_work(running: Running) -> None:
+    customer = await running.live("purchase")
+    text = running.service.pipeline.catalogue.text + '\n[benefits.new]\nconnector = "of_tomorrow"\n'
+    tomorrow = dataclasses.replace(running.service.pipeline.catalogue, text=text, digest="tomorrow")
+    now = running.clock.at
+    await running.service.database.write(lambda connection: catalogues.put_in_force(connection, tomorrow, now))
+    other = await running.live("purchase", seed=2)
+    for name in (customer, other):
+        assert (await running.answer(name, "key"))["status"] == "granted"
+    assert not await running.service.pipeline.sweep(at_once=True)
+
+
+async def test_a_receiver_follows_the_file_in_force_before_it_replays_or_says_that_a_benefit_is_unknown(
+    database_url: str, tmp_path: Path, catalogue: Catalogue, clock: Clock
+) -> None:
+    async with (
+        run_service(database_url, tmp_path, catalogue, clock) as receiving,
+        run_service(database_url, tmp_path, catalogue, clock) as working,
+    ):
+        events = working.story("purchase")
+        await working.receive(events)
+        more = changed(
+            catalogue.text
+            + f'\n[benefits.extra]\nconnector = "custom_link"\nfor = {{ products = ["{PRODUCT}"] }}\nnote = "hi"\n'
+        )
+        assert await working.service.pipeline.propose(more) is None
+        await working.service.pipeline.drain()
+        assert (await receiving.answer("nobody", "extra"))["entitled"] is False
+        receiving.service.pipeline.catalogue = catalogue
+        answer = await receiving.client.post(
+            f"/ops/deliveries/{events[-1].webhook_id}/replay", headers={"authorization": "Bearer ops-token-1"}
+        )
+        assert (answer.json()["grants_given"], answer.json()["grants_taken"]) == (0, 0)
+        assert (await working.answer(events[0].external_id, "extra"))["status"] == "granted"

@@ -64,15 +64,12 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 async def service(settings: Settings):  # type: ignore[no-untyped-def]  # noqa: ANN201 - an async context manager
     """Open the service for one command, in the middle of whatever else is running on the same database."""
     from worker.app import NotReady, open_service
-    from worker.store import catalogues
 
     catalogue = catalogue_or_fail(settings)
     with database_in_words(settings):
         try:
             async with open_service(settings, catalogue) as opened:
-                in_force = await opened.database.read(catalogues.in_force)
-                if in_force:
-                    opened.pipeline.catalogue = opened.pipeline.parse_catalogue(in_force["text"])
+                await opened.pipeline.follow()
                 yield opened
         except NotReady as error:
             raise Failure(str(error)) from None

@@ -140,12 +140,12 @@ async def _one(
         _may_reveal(request, asked)
     ready = await context.ready.entitlements(key, name_of(written))
     if ready is None or ready.document is None:
-        _known_benefit(context, benefit)
+        await _known_benefit(context, benefit)
         return _answer(_nothing(benefit, "No such customer is known here"), {})
     answers, edges = split(ready.document)
     raw = answers.get(benefit)
     if raw is None:
-        _known_benefit(context, benefit)
+        await _known_benefit(context, benefit)
         nothing = _nothing(benefit, "The customer never had it") | {"as_of": ready.as_of}
         return _answer(nothing, _headers(ready))
     now = context.now()
@@ -197,8 +197,10 @@ def _may_reveal(request: Request[Any, Any, State], asked: _Asked) -> None:
         raise ApiError(403, f"The token {caller.name} may not read whole keys; name it in ALMONER_KEY_READERS")
 
 
-def _known_benefit(context: Context, benefit: str) -> None:
+async def _known_benefit(context: Context, benefit: str) -> None:
     """Tell a typo from a benefit that the customer does not have. Raises ApiError (404)."""
+    if benefit not in context.pipeline.catalogue.benefits:
+        await context.pipeline.follow()  # it may be new
     if benefit in context.pipeline.catalogue.benefits:
         return
     try:

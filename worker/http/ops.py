@@ -34,6 +34,7 @@ class OpsController(Controller):
         """Process the delivery again, now, as a new attempt. It is never refused as a duplicate."""
         context: Context = request.app.state.context
         webhook_id = name_of(webhook_id)
+        await context.pipeline.follow()
         done = await replay(context.pipeline, Filter(webhook_ids=(webhook_id,)))
         if not done.deliveries:
             raise ApiError(404, f"There is no delivery {webhook_id}; `almoner deliveries list` shows them")

@@ -5,6 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from config.catalogue import Catalogue
 from worker.store.models import CatalogueRow
 from worker.store.upsert import upsert
 
@@ -29,28 +30,46 @@ def held(connection: sa.Connection) -> dict[str, Any] | None:
     return dict(row) if row else None
 
 
+_LOCK = 727_660_119
+"""Any number: two processes that start together decide one after the other."""
+
+
+def lock(connection: sa.Connection) -> None:
+    """Have nobody else decide until the transaction ends. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+
+
 _HOLD = upsert(
     catalogues,
-    ("digest", "text", "in_force", "proposed_at", "held_because"),
+    ("digest", "text", "grace_seconds", "in_force", "proposed_at", "held_because"),
     ("digest",),
     change=lambda new: {"held_because": new.held_because, "proposed_at": new.proposed_at},
 )
 _PUT_IN_FORCE = upsert(
     catalogues,
-    ("digest", "text", "in_force", "proposed_at", "in_force_at"),
+    ("digest", "text", "grace_seconds", "in_force", "proposed_at", "in_force_at"),
     ("digest",),
     change=lambda new: {"in_force": new.in_force, "in_force_at": new.in_force_at, "held_because": None},
 )
 
 
-def hold(connection: sa.Connection, digest: str, text: str, because: str, now: datetime) -> None:
+def hold(connection: sa.Connection, catalogue: Catalogue, because: str, now: datetime) -> None:
     """Keep a file aside, with the reason."""
-    row = {"digest": digest, "text": text, "in_force": False, "proposed_at": now, "held_because": because}
+    row = _row(catalogue) | {"in_force": False, "proposed_at": now, "held_because": because}
     connection.execute(_HOLD(connection), row)
 
 
-def put_in_force(connection: sa.Connection, digest: str, text: str, now: datetime) -> None:
+def put_in_force(connection: sa.Connection, catalogue: Catalogue, now: datetime) -> None:
     """Make this the file in force, instead of the one before; nothing is held any more."""
     connection.execute(catalogues.update().values(in_force=False, held_because=None))
-    row = {"digest": digest, "text": text, "in_force": True, "proposed_at": now, "in_force_at": now}
+    row = _row(catalogue) | {"in_force": True, "proposed_at": now, "in_force_at": now}
     connection.execute(_PUT_IN_FORCE(connection), row)
+
+
+def _row(catalogue: Catalogue) -> dict[str, Any]:
+    return {
+        "digest": catalogue.digest,
+        "text": catalogue.text,
+        "grace_seconds": catalogue.grace.total_seconds(),
+    }

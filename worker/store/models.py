@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, Index, Integer, LargeBinary, Text, text
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Double, Index, Integer, LargeBinary, Text, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
@@ -290,6 +290,7 @@ class CatalogueRow(SQLModel, table=True):
 
     digest: str = Field(sa_column=Column(Text, primary_key=True))
     text: str = Field(sa_column=Column(Text, nullable=False))
+    grace_seconds: float = Field(sa_column=Column(Double, nullable=False))
     in_force: bool = Field(sa_column=Column(Boolean, nullable=False))
     proposed_at: datetime = _time(null=False)
     in_force_at: datetime | None = _time()

@@ -21,6 +21,7 @@ def upgrade() -> None:
         "catalogues",
         sa.Column("digest", sa.Text(), nullable=False),
         sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("grace_seconds", sa.Double(), nullable=False),
         sa.Column("in_force", sa.Boolean(), nullable=False),
         sa.Column("proposed_at", UtcTime(), nullable=False),
         sa.Column("in_force_at", UtcTime(), nullable=True),
