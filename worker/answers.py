@@ -81,6 +81,9 @@ class Edges(Struct, frozen=True):
 
     until: datetime | None
     dynamic: list[str]
+    owner: str | None = None
+    """The member who is the customer in person: grants without a member are theirs."""
+    owner_external_id: str | None = None
 
 
 EDGES = "$"
@@ -155,7 +158,8 @@ def entitlements(
         ends += [row["valid_until"] for row in rows if row["wanted"] and row["valid_until"]]
     answers |= _polar_answers(state, offered)
     completed = sorted(key for key, rows in by_benefit.items() if any(row["connector"] in dynamic for row in rows))
-    answers[EDGES] = Edges(min(ends, default=None), completed)
+    owner = facts.owner_of(state)
+    answers[EDGES] = Edges(min(ends, default=None), completed, owner, _external_id(state, owner))
     return _encoder.encode(answers)
 
 

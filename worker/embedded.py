@@ -78,12 +78,12 @@ class EmbeddedServer:
 
         Raises NoServer.
         """
-        if self._answers():
-            return
         for folder in (self._folder, self._socket.parent):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if folder.stat().st_uid != os.getuid():
                 raise NoServer(f"{folder} belongs to somebody else; remove it, or set ALMONER_DATA_DIR")
+        if self._answers():
+            return
         self._socket.unlink(missing_ok=True)
         with (self._folder / "server.log").open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603 - our own program and arguments

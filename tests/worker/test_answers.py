@@ -309,7 +309,9 @@ def test_the_document_says_when_it_changes_and_what_is_completed_when_it_is_read
 
 
 def test_a_customer_with_nothing_has_an_empty_document() -> None:
-    assert answered(CustomerState(id="c")) == {EDGES: {"until": None, "dynamic": []}}
+    assert answered(CustomerState(id="c")) == {
+        EDGES: {"until": None, "dynamic": [], "owner": None, "owner_external_id": None}
+    }
 
 
 # What Polar fulfils itself, under Polar's own ids.

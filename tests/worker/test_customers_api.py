@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from config.catalogue import Catalogue
-from tests.conftest import Clock, Running, run_service
+from tests.conftest import POLAR_BENEFIT, Clock, Running, run_service
 from worker.http.api import make_api
 from worker.http.shortcut import _parts
 from worker.simulate import SimulatedEvent
@@ -165,6 +165,23 @@ async def test_a_member_is_answered_for_alone(running: Running) -> None:
     assert by_name["entitled"] is False
     listed = (await running.get(f"/v1/customers/{events[0].customer_id}/entitlements?member_id=nobody")).json()
     assert not any(one["entitled"] for one in listed["entitlements"])
+
+
+@pytest.mark.parametrize("scenario", ["subscription", "purchase"])
+async def test_the_owner_asked_for_as_a_member_has_what_the_customer_has(running: Running, scenario: str) -> None:
+    events = running.story(scenario)
+    await running.receive(events)
+    owner = json.loads(next(event for event in events if event.type == "member.created").body)["data"]
+    assert owner["role"] == "owner"
+    for benefit in ("key", "files", POLAR_BENEFIT):
+        path = f"/v1/customers/{events[0].customer_id}/entitlements/{benefit}"
+        assert (await running.get(f"{path}?member_id={owner['id']}")).json()["entitled"] is True
+        assert (await running.get(f"{path}?member_id=nobody")).json()["entitled"] is False
+        if owner["external_id"]:
+            asked = await running.get(f"{path}?external_member_id={quote(owner['external_id'])}")
+            assert asked.json()["entitled"] is True
+        stranger = await running.get(f"{path}?external_member_id=nobody")
+        assert stranger.json()["entitled"] is False
 
 
 async def test_an_end_that_has_come_is_seen_at_the_question_even_before_the_sweep(running: Running) -> None:
@@ -349,7 +366,9 @@ async def test_the_api_describes_itself(on_sqlite: Running) -> None:
     paths = document["paths"]
     assert "/v1/customers/external/{external_id}/entitlements/{benefit}" in paths
     assert "/ops/deliveries/{webhook_id}/replay" in paths
-    assert set(document["webhooks"]["polar"]["post"]["responses"]) == {"202", "400", "403", "405", "413", "415", "503"}
+    assert set(document["webhooks"]["polar"]["post"]["responses"]) == {
+        "202", "400", "403", "405", "408", "413", "415", "503",
+    }  # fmt: skip
 
 
 async def test_a_fault_of_ours_is_500_in_the_one_shape_and_tells_nothing(

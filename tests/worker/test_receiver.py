@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import hmac
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +15,9 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import SECRET, Running
+from config.catalogue import Catalogue
+from tests.conftest import SECRET, Clock, Running, run_service
+from worker.http import receiver
 from worker.simulate import SimulatedEvent
 from worker.store import inbox
 from worker.verify import fingerprint
@@ -207,6 +210,46 @@ async def test_a_body_that_hides_its_length_is_read_no_further_than_the_limit(on
     assert read <= 12
 
 
+async def test_a_body_that_does_not_come_in_time_is_given_up(
+    on_sqlite: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def pieces() -> Any:
+        yield b"{"
+        await asyncio.sleep(1)
+        yield b"}"
+
+    monkeypatch.setattr(receiver, "_READ_SECONDS", 0.05)
+    answer = await on_sqlite.client.post("/webhooks/polar", content=pieces(), headers=signed(on_sqlite, b"{}"))
+    assert (answer.status_code, answer.json()["error"]) == (408, "RequestTimeout")
+
+
+async def test_large_bodies_that_nobody_has_verified_share_a_bounded_room(
+    sqlite_url: str, tmp_path: Path, catalogue: Catalogue, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "_ROOM", 0)
+    go = asyncio.Event()
+
+    async def pieces() -> Any:
+        yield b"x" * 1000
+        await go.wait()
+        yield b"x"
+
+    async with run_service(sqlite_url, tmp_path, catalogue, clock, max_body_bytes=1024) as running:
+        headers = signed(running, b"")
+        asked = [
+            asyncio.create_task(running.client.post("/webhooks/polar", content=pieces(), headers=headers))
+            for _ in range(10)
+        ]
+        done, waiting = await asyncio.wait(asked, timeout=0.5)
+        assert {task.result().status_code for task in done} == {503}
+        assert len(waiting) == 4
+        go.set()
+        assert {(await task).status_code for task in waiting} == {403}
+        story = running.story("purchase")
+        assert (await running.post(story[2])).status_code == 202, "the room was given back"
+        await running.service.pipeline.drain()
+
+
 async def test_a_large_event_in_pieces_is_taken_in(on_sqlite: Running) -> None:
     body = event(type_="checkout.created", note="x" * 3_000_000)
 
@@ -283,9 +326,7 @@ async def test_when_the_database_is_down_polar_is_told_to_come_again_and_nothing
     await on_sqlite.service.pipeline.drain()
 
 
-async def test_refusals_are_bounded(sqlite_url: str, tmp_path: Any, catalogue: Any, clock: Any) -> None:
-    from tests.conftest import run_service
-
+async def test_refusals_are_bounded(sqlite_url: str, tmp_path: Path, catalogue: Catalogue, clock: Clock) -> None:
     async with run_service(sqlite_url, tmp_path, catalogue, clock, retain_refusals=3) as running:
         for number in range(10):
             await send(running, event(), f"msg_{number}", **{"webhook-signature": "v1,AAAA"})
@@ -299,9 +340,9 @@ async def test_refusals_are_bounded(sqlite_url: str, tmp_path: Any, catalogue: A
         assert len(await refusals(running)) <= 3
 
 
-async def test_refusals_can_be_switched_off(sqlite_url: str, tmp_path: Any, catalogue: Any, clock: Any) -> None:
-    from tests.conftest import run_service
-
+async def test_refusals_can_be_switched_off(
+    sqlite_url: str, tmp_path: Path, catalogue: Catalogue, clock: Clock
+) -> None:
     async with run_service(sqlite_url, tmp_path, catalogue, clock, retain_refusals=0) as running:
         await send(running, event(), **{"webhook-signature": "v1,AAAA"})
         assert await refusals(running) == []

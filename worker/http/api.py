@@ -84,6 +84,7 @@ def _openapi() -> OpenAPIConfig:
             "400": answer("Not an event: the wrong format, or not JSON"),
             "403": answer("The signature or the timestamp does not verify"),
             "405": answer("Not a POST"),
+            "408": answer("The body did not arrive in time"),
             "413": answer("Larger than ALMONER_MAX_BODY_BYTES"),
             "415": answer("Not application/json, or compressed"),
             "503": answer("Cannot be stored now; Polar sends it again"),

@@ -14,6 +14,7 @@ from litestar.openapi.spec import Example
 from litestar.params import FromPath, QueryParameter
 from msgspec import Raw
 
+from worker.answers import Edges
 from worker.http.auth import Caller, app_guard
 from worker.http.context import Context
 from worker.http.errors import ApiError
@@ -100,12 +101,15 @@ class _Asked(msgspec.Struct, frozen=True):
     def is_plain(self) -> bool:
         return self.member_id is None and self.external_member_id is None and self.reveal is None
 
-    @property
-    def of_member(self) -> Callable[[Mapping[str, Any]], bool] | None:
+    def of_member(self, edges: Edges) -> Callable[[Mapping[str, Any]], bool] | None:
+        """Return which grants are the member's; those of no member are the owner's."""
         if self.member_id is not None:
-            return lambda grant: grant["member_id"] == self.member_id
+            return lambda grant: (grant["member_id"] or edges.owner) == self.member_id
         if self.external_member_id is not None:
-            return lambda grant: grant["member_external_id"] == self.external_member_id
+            return lambda grant: (
+                (grant["member_external_id"] if grant["member_id"] else edges.owner_external_id)
+                == self.external_member_id
+            )
         return None
 
 
@@ -151,7 +155,7 @@ async def _one(
     now = context.now()
     if asked.is_plain and not needs_completing(benefit, edges, now):
         return Response(bytes(raw), media_type=_JSON, headers=_headers(ready))
-    return _answer(await _completed(context, raw, asked, now), _headers(ready))
+    return _answer(await _completed(context, raw, asked, edges, now), _headers(ready))
 
 
 async def _all(request: Request[Any, Any, State], key: str, written: str, asked: _Asked) -> Response[bytes]:
@@ -166,7 +170,7 @@ async def _all(request: Request[Any, Any, State], key: str, written: str, asked:
     shown: list[Any] = [
         raw
         if asked.is_plain and not needs_completing(benefit, edges, now)
-        else await _completed(context, raw, asked, now)
+        else await _completed(context, raw, asked, edges, now)
         for benefit, raw in answers.items()
     ]
     document = {
@@ -178,7 +182,7 @@ async def _all(request: Request[Any, Any, State], key: str, written: str, asked:
     return _answer(document, _headers(ready))
 
 
-async def _completed(context: Context, raw: Raw, asked: _Asked, now: datetime) -> dict[str, Any]:
+async def _completed(context: Context, raw: Raw, asked: _Asked, edges: Edges, now: datetime) -> dict[str, Any]:
     keys: dict[str, str] = {}
     if asked.reveal:
         for one in key_ids(raw):
@@ -186,7 +190,7 @@ async def _completed(context: Context, raw: Raw, asked: _Asked, now: datetime) -
             if found:
                 keys[one] = found
     at = At(now, context.settings, context.tokens)
-    return complete(raw, at, context.connectors, of_member=asked.of_member, keys=keys)
+    return complete(raw, at, context.connectors, of_member=asked.of_member(edges), keys=keys)
 
 
 def _may_reveal(request: Request[Any, Any, State], asked: _Asked) -> None:

@@ -36,6 +36,10 @@ _HEADERS = frozenset(
      b"content-encoding", b"content-length")
 )  # fmt: skip
 
+_ROOM = 64 * 1024 * 1024
+_READ_SECONDS = 10
+"""Polar itself gives up after 10 s; whoever sends slower than that holds memory, and nothing is verified yet."""
+
 _encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/json")
 _ANSWERS = {
@@ -49,6 +53,23 @@ class Refused(Exception):
     def __init__(self, status: int, error: str, detail: str) -> None:
         super().__init__(detail)
         self.status, self.error, self.detail = status, error, detail
+
+
+class Room:
+    """Bounds the memory that bodies take which are not verified yet: anybody can send those."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def take(self, size: int) -> None:
+        """Take room for so many bytes. Raises _Unavailable where there is none: Polar comes again."""
+        if size > self._left:
+            raise _Unavailable("too many large requests at once")
+        self._left -= size
+
+    def give_back(self, size: int) -> None:
+        """Give it back."""
+        self._left += size
 
 
 class RefusalLog:
@@ -83,12 +104,15 @@ def make_receiver(pipeline: Pipeline, settings: Settings, refusals: RefusalLog, 
     """Return the handler of `POST /webhooks/polar`, which stands in front of Litestar."""
     keys = keys_of(secret.get_secret_value() for secret in settings.webhook_secrets)
 
+    room = Room(max(_ROOM, 4 * settings.max_body_bytes))
+
     async def receive_webhook(scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in _HEADERS}
         size = 0
         try:
             _check_headers(scope, headers, settings.max_body_bytes)
-            body = await _read(receive, settings.max_body_bytes)
+            async with asyncio.timeout(_READ_SECONDS):
+                body = await _read(receive, settings.max_body_bytes, room)
             size = len(body)
             accepted, webhook_id = await _take_in(pipeline, keys, headers, body, settings, now())
         except Refused as refused:
@@ -97,6 +121,10 @@ def make_receiver(pipeline: Pipeline, settings: Settings, refusals: RefusalLog, 
             await _send(
                 send, refused.status, _encode({"error": refused.error, "detail": refused.detail}), close=not size
             )
+        except TimeoutError:
+            _ANSWERS["refused"].inc()
+            detail = f"The body did not arrive within {_READ_SECONDS} s"
+            await _send(send, 408, _encode({"error": "RequestTimeout", "detail": detail}), close=True)
         except _Unavailable as unavailable:
             _ANSWERS["unavailable"].inc()
             log.error("a webhook could not be stored; Polar will send it again", error=str(unavailable))
@@ -132,28 +160,39 @@ def _too_large(limit: int) -> str:
     return f"The body is larger than {limit} bytes (ALMONER_MAX_BODY_BYTES)"
 
 
-async def _read(receive: Receive, limit: int) -> bytes:
+async def _read(receive: Receive, limit: int, room: Room) -> bytes:
     message = await receive()
     if message["type"] != "http.request":
         raise Refused(400, "BadRequest", "The client went away")
     body = message.get("body", b"")
     if message.get("more_body"):
-        parts = [body]
-        size = len(body)
-        while message.get("more_body"):
-            if size > limit:
-                raise Refused(413, "PayloadTooLarge", _too_large(limit))
-            message = await receive()
-            if message["type"] != "http.request":
-                raise Refused(400, "BadRequest", "The client went away")
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-        body = b"".join(parts)
+        body = await _read_on(body, receive, limit, room)
     if len(body) > limit:
         raise Refused(413, "PayloadTooLarge", _too_large(limit))
     if not body:
         raise Refused(400, "BadRequest", "The body is empty; Polar sends an event as JSON")
     return body
+
+
+async def _read_on(body: bytes, receive: Receive, limit: int, room: Room) -> bytes:
+    """Read the pieces that follow, no further than the limit."""
+    parts, size, more = [body], len(body), True
+    taken = 0
+    try:
+        while more:
+            if size > limit:
+                raise Refused(413, "PayloadTooLarge", _too_large(limit))
+            room.take(size - taken)
+            taken = size
+            message = await receive()
+            if message["type"] != "http.request":
+                raise Refused(400, "BadRequest", "The client went away")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            more = message.get("more_body", False)
+    finally:
+        room.give_back(taken)
+    return b"".join(parts)
 
 
 async def _take_in(
