@@ -85,7 +85,9 @@ class FileDownload:
 
     @staticmethod
     def missing(config: Terms, settings: Settings) -> list[str]:  # noqa: ARG004 - as for all
-        """Return what the settings lack for this benefit: nothing; AWS credentials are found as every AWS tool does."""
+        """Return what the settings lack for this benefit; AWS credentials are found as every AWS tool does."""
+        if settings.environment == "production" and not settings.public_url:
+            return ["ALMONER_PUBLIC_URL is missing: download links begin with it"]
         return []
 
     def resource(self, to: Recipient, config: Terms) -> str:

@@ -111,7 +111,7 @@ def _route(
         try:
             event = parse(row.webhook_id, row.body)
             if event.type in MIRRORED:
-                _mirror(connection, event, now)
+                _mirror(connection, event)
                 folded.outcomes.append(_finished(row, DeliveryStatus.DONE, now))
             elif event.type in HANDLERS:
                 owned.append((row, event, read(event, _Owned)))
@@ -161,21 +161,21 @@ def _declared(event: Event, data: _Owned) -> list[str]:
     return [data.id] if data.id and family in {"subscription", "order", "customer_seat"} else []
 
 
-def _mirror(connection: sa.Connection, event: Event, now: datetime) -> None:
+def _mirror(connection: sa.Connection, event: Event) -> None:
     offering: Offering = read(event, Offering)
     kind = MIRRORED[event.type]
     body = bytes(event.data)
     if kind == "benefits":
         body = _encode(read(event, PolarBenefit))
     row = {
+        "spread_after": "" if kind == "benefits" else None,
         "id": offering.id,
         "kind": kind,
         "modified_at": offering.modified_at or offering.created_at,
         "sent_at": event.timestamp,
         "body": body,
     }
-    if customers.offer(connection, row) and kind == "benefits":
-        customers.make_holders_due(connection, [offering.id], now)
+    customers.offer(connection, row)
 
 
 def _finished(
@@ -321,8 +321,8 @@ def _wanted(
             "connector": known["connector"],
             "wanted": False,
             "status": GrantStatus.REVOKING,
-            "standing": known["standing"],
-            "valid_until": known["valid_until"],
+            "standing": None,
+            "valid_until": None,
             "because": "[]",
         }
     if reason is None:

@@ -199,6 +199,9 @@ class Pipeline:
             return _merged([await self.process([one]) for one in ids])
         for outcome in folded.outcomes:
             metrics.PROCESSED.labels(outcome.status.value).inc()
+            if outcome.status == DeliveryStatus.DEAD:
+                log.error("a delivery is dead", delivery=outcome.id, reason=outcome.reason,
+                          next="look at `almoner deliveries list --status dead`")  # fmt: skip
         if claimed.ids:
             task = self._soon(self._settle_near(claimed))
             self._near.add(task)
@@ -295,6 +298,10 @@ class Pipeline:
         since = now if at_once else now - self.settings.sweep_after
         swept = Swept()
 
+        if await self.database.peek(customers.is_spreading):
+            some = partial(customers.spread, now=now, limit=PROCESS_BATCH)
+            swept.customers = await self.database.write(some)
+
         def look(connection: sa.Connection) -> tuple[Any, list[int], list[str], list[str], list[str]]:
             in_force = catalogues.in_force(connection)
             return (
@@ -313,7 +320,7 @@ class Pipeline:
             swept.deliveries = len((await self.process(deliveries)).outcomes)
         if stale := sorted({*timely, *outdated}):
             await self.refresh(stale)
-            swept.customers = len(stale)
+            swept.customers += len(stale)
         if unsettled:
             swept.grants = await self.settle(unsettled)
         if swept:

@@ -99,6 +99,7 @@ class Queue:
         """Run jobs until `stopping`, through every restart of Redis."""
         # One line for each job at level info is more than half of ARQ's cost, and says nothing of a customer.
         logging.getLogger("arq").setLevel(logging.WARNING)
+        is_lost = False
         while not stopping.is_set():
             redis = _connect(self._url)
             worker = _Worker(
@@ -119,7 +120,9 @@ class Queue:
             try:
                 await worker.work(stopping)
             except (RedisError, OSError, TimeoutError) as error:
-                log.warning("the worker lost the queue; trying again", error=str(error))
+                if worker.was_up or not is_lost:
+                    log.warning("the worker lost the queue; trying again twice a second", error=str(error))
+                is_lost = True
             except Exception:
                 log.exception("the worker failed; starting it again")
             finally:
@@ -145,6 +148,9 @@ def _job(name: str, job: Job) -> Any:  # noqa: ANN401 - arq's own protocol for a
 class _Worker(Worker):
     """ARQ's worker, woken instead of polling."""
 
+    was_up = False
+    """Whether the queue has answered it."""
+
     async def work(self, stopping: asyncio.Event) -> None:
         """Run until `stopping`, then let running jobs finish. Raises what the connection raises."""
         self.loop = asyncio.get_running_loop()
@@ -156,6 +162,7 @@ class _Worker(Worker):
             while not stopping.is_set():
                 self._wake.clear()
                 await self._poll_iteration()
+                self.was_up = True
                 if listening.done():
                     listening.result()
                 try:

@@ -493,3 +493,26 @@ async def test_a_receiver_follows_the_file_in_force_before_it_replays_or_says_th
         )
         assert (answer.json()["grants_given"], answer.json()["grants_taken"]) == (0, 0)
         assert (await working.answer(events[0].external_id, "extra"))["status"] == "granted"
+
+
+async def test_a_benefit_that_everybody_has_is_made_known_a_few_at_a_time(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+    for seed in range(5):
+        events = running.story("purchase", seed)
+        await running.receive(events)
+        names.append(events[0].external_id)
+    grant = json.loads(next(event for event in events if event.type == "benefit_grant.created").body)["data"]
+    at = running.clock.at
+    body = {"type": "benefit.updated", "timestamp": at.isoformat(),
+            "data": grant["benefit"] | {"modified_at": at.isoformat(), "metadata": {"tier": "gold"}}}  # fmt: skip
+    await running.post(SimulatedEvent("m", "benefit.updated", at, "", "", json.dumps(body).encode()))
+    database, pipeline = running.service.database, running.service.pipeline
+    await pipeline.close()  # the trigger is on its way
+    await pipeline.process(running.trigger.deliveries)
+    spread = [await database.write(partial(customers.spread, now=at, limit=2)) for _ in range(4)]
+    assert spread == [2, 2, 1, 0]
+    await pipeline.drain()
+    for name in names:
+        assert (await running.answer(name, POLAR_BENEFIT))["gives"]["metadata"] == {"tier": "gold"}

@@ -74,7 +74,9 @@ def list_deliveries(
         print_json({"deliveries": [dict(row) for row in rows], "ledger": balance})
         return
     columns = ("webhook_id", "type", "status", "received_at", "attempts", "duplicates", "customer_id", "reason")
-    print_table("Deliveries", columns, rows, {"status": colored})
+    print_table("Deliveries", columns, rows, {"status": colored}, narrow=("webhook_id", "type", "status"))
+    if len(rows) == limit:
+        console.print(f"These are the newest {limit}; see more with --limit")
     console.print(
         f"received {balance['received']} = pending {balance['pending']} + done {balance['done']} "
         f"+ ignored {balance['ignored']} + dead {balance['dead']}"

@@ -1,6 +1,7 @@
 """`almoner grants`: what was given to whom, what is stuck and who must act; retry, give by hand, withdraw."""
 
 import getpass
+import json
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -35,6 +36,11 @@ async def _customer(opened: Any, name: str) -> str:  # noqa: ANN401 - Service
     return found
 
 
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a grant with its reasons and its receipt as JSON, not as text with JSON in it."""
+    return row | {name: json.loads(row[name]) for name in ("because", "receipt") if row[name]}
+
+
 @app.command("list")
 def list_grants(
     status: Annotated[
@@ -65,10 +71,12 @@ def list_grants(
 
     rows = run(look())
     if as_json:
-        print_json({"grants": rows})
+        print_json({"grants": [_readable(row) for row in rows]})
         return
     columns = ("id", "benefit", "status", "customer_id", "member_id", "standing", "valid_until", "who", "reason")
-    print_table("Grants", columns, rows, {"status": colored})
+    print_table("Grants", columns, rows, {"status": colored}, narrow=("id", "benefit", "status", "reason"))
+    if len(rows) == limit:
+        console.print(f"These are {limit}, the most urgent first; see more with --limit")
 
 
 @app.command("show")
@@ -89,7 +97,7 @@ def show_grant(grant_id: Annotated[str, typer.Argument(help="The grant's id.")],
     if not rows:
         raise Failure(f"There is no grant {grant_id}; `almoner grants list` shows them", code=NOT_FOUND)
     if as_json:
-        print_json(rows[0])
+        print_json(_readable(rows[0]))
         return
     print_table(f"Grant {grant_id}", ("name", "value"),
                 [{"name": name, "value": value} for name, value in rows[0].items()], {})  # fmt: skip

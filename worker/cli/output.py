@@ -1,6 +1,7 @@
 """What the commands print, and how they fail."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -18,7 +19,8 @@ from config.settings import Settings, SettingsError, load_settings
 
 T = TypeVar("T")
 
-console = Console()
+# What reads a pipe wants whole lines.
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 240)
 console_err = Console(stderr=True)
 
 NOT_FOUND = 3
@@ -121,13 +123,28 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - as above
     return str(value)
 
 
+_WIDE = 140
+_WHOLE = frozenset(("id", "webhook_id", "secret"))
+"""What people copy; it is never broken."""
+
+
 def print_table(
-    title: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], show: Mapping[str, Callable[[Any], str]]
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Mapping[str, Any]],
+    show: Mapping[str, Callable[[Any], str]],
+    *,
+    narrow: Sequence[str] | None = None,
 ) -> None:
-    """Print a table with these columns of each row; `show` says how a column's values are written."""
+    """Print a table with these columns of each row, or with the `narrow` ones on a terminal that is not wide.
+
+    `show` says how a column's values are written.
+    """
+    if narrow and console.width < _WIDE:
+        columns = narrow
     table = Table(title=escape(title), title_justify="left", header_style="bold")
     for name in columns:
-        table.add_column(name.replace("_", " "), overflow="fold")
+        table.add_column(name.replace("_", " "), overflow="fold", no_wrap=name in _WHOLE)
     for row in rows:
         table.add_row(*(show.get(name, _text)(row[name]) for name in columns))
     console.print(table)

@@ -89,6 +89,7 @@ def _announcement(settings: Settings, made: Collection[str]) -> Callable[[str], 
             *(settings.ops_tokens if "ops_tokens" in made else ()),
         ):
             say(f"    token, {token.name:<9}{escape(token.value.get_secret_value())}", highlight=False, soft_wrap=True)
-        say("  Try it from another terminal: [bold].venv/bin/almoner simulate purchase[/]", highlight=False)
+        other = "" if address == Settings.model_construct().local_url else f" --url {address}"
+        say(f"  Try it from another terminal: [bold].venv/bin/almoner simulate purchase{other}[/]", highlight=False)
 
     return announce

@@ -74,7 +74,7 @@ def simulate(
         print_json({"sent": len(sent), "answers": dict(answers), "customers": customers})
     else:
         outcome = ", ".join(f"{count} {answer}" for answer, count in sorted(answers.items()))
-        console.print(f"Sent {len(sent)} events of {len(customers)} customers: {outcome}.")
+        console.print(f"Sent {len(sent)} events of {len(customers)} customer{'s' * (len(customers) != 1)}: {outcome}.")
         console.print(f"See what became of it: [bold]almoner grants list --customer {customers[0]}[/]", soft_wrap=True)
     if refusals:
         raise Failure(*(f"{address} answered {code}: {detail}" for code, detail in sorted(refusals.items())))

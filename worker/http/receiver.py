@@ -95,6 +95,8 @@ class RefusalLog:
             self._waiting.clear()
             try:
                 await self._database.write(partial(inbox.refuse, refused=batch, keep=self._keep))
+                log.warning("webhooks were refused", error=batch[-1]["error"], detail=batch[-1]["detail"],
+                            next="see `almoner deliveries refused`")  # fmt: skip
             except Exception as error:  # noqa: BLE001 - a refusal that is not noted harms nobody
                 log.warning("refusals could not be written", error=type(error).__name__)
             await asyncio.sleep(1)

@@ -1,6 +1,6 @@
 """Customers: their facts, their ready answers, and which of Polar's objects belong to whom."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -129,12 +129,6 @@ def link(connection: sa.Connection, found: Iterable[tuple[str, str, str]]) -> No
         connection.execute(_LINK(connection), rows)
 
 
-def make_holders_due(connection: sa.Connection, benefit_ids: Sequence[str], now: datetime) -> None:
-    """Have the answers of everybody who holds these Polar benefits made anew by the sweep."""
-    holders = sa.select(links.c.customer_id).where(links.c.kind == "benefit", links.c.object_id.in_(benefit_ids))
-    connection.execute(customers.update().where(customers.c.id.in_(holders)).values(due_at=now))
-
-
 # What the organization offers.
 
 
@@ -148,7 +142,7 @@ def offered(connection: sa.Connection, ids: Iterable[str]) -> dict[str, bytes]:
 
 _OFFER = upsert(
     offerings,
-    ("id", "kind", "modified_at", "sent_at", "body"),
+    ("id", "kind", "modified_at", "sent_at", "body", "spread_after"),
     ("id",),
     where=lambda new: (
         sa.tuple_(new.modified_at, new.sent_at, new.body)
@@ -160,6 +154,42 @@ _OFFER = upsert(
 def offer(connection: sa.Connection, row: Mapping[str, Any]) -> bool:
     """Keep a description if it is newer than the one we have, by Polar's times; says whether it was."""
     return connection.execute(_OFFER(connection), dict(row)).rowcount > 0
+
+
+_SPREADING = sa.select(offerings.c.id, offerings.c.spread_after).where(offerings.c.spread_after.is_not(None)).limit(1)
+_HOLDERS = (
+    sa.select(links.c.customer_id)
+    .where(
+        links.c.kind == "benefit",
+        links.c.object_id == sa.bindparam("object"),
+        links.c.customer_id > sa.bindparam("after"),
+    )
+    .order_by(links.c.customer_id)
+    .limit(sa.bindparam("limit"))
+)
+
+
+def is_spreading(connection: sa.Connection) -> bool:
+    """Whether a changed benefit has holders whose answers do not show it yet."""
+    return connection.execute(_SPREADING).first() is not None
+
+
+def spread(connection: sa.Connection, now: datetime, *, limit: int) -> int:
+    """Have the answers of the next holders of a changed benefit made anew by the sweep; returns how many.
+
+    A few at a time: everybody may hold it, and whoever works on one of them must not wait for all.
+    """
+    found = connection.execute(_SPREADING.with_for_update(skip_locked=True)).first()
+    if found is None:
+        return 0
+    values = {"object": found.id, "after": found.spread_after, "limit": limit}
+    holders = list(connection.execute(_HOLDERS, values).scalars())
+    if holders:
+        connection.execute(_LOCK, {"ids": holders})  # in the one order
+        connection.execute(customers.update().where(customers.c.id.in_(holders)).values(due_at=now))
+    rest = holders[-1] if len(holders) == limit else None
+    connection.execute(offerings.update().where(offerings.c.id == found.id).values(spread_after=rest))
+    return len(holders)
 
 
 # Grants by hand.

@@ -184,6 +184,8 @@ class OfferingRow(SQLModel, table=True):
     modified_at: datetime = _time(null=False)
     sent_at: datetime = _time(null=False)
     body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    spread_after: str | None = Field(default=None, sa_column=Column(Text))
+    """Up to which holder the change has been made known; None when all know it, or it changes nobody's answers."""
 
 
 class GrantRow(SQLModel, table=True):
@@ -231,7 +233,8 @@ class Lease(SQLModel, table=True):
 
     __tablename__ = "leases"
 
-    resource: str = Field(sa_column=Column(Text, primary_key=True))
+    # In the order of bytes on every server, as Python sorts: whoever takes several takes them in one order.
+    resource: str = Field(sa_column=Column(Text().with_variant(Text(collation="C"), "postgresql"), primary_key=True))
     token: str = Field(sa_column=Column(Text, nullable=False))
     until: datetime = _time(null=False)
 

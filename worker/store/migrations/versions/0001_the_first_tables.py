@@ -173,7 +173,7 @@ def upgrade() -> None:
 
     op.create_table(
         "leases",
-        sa.Column("resource", sa.Text(), nullable=False),
+        sa.Column("resource", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), nullable=False),
         sa.Column("token", sa.Text(), nullable=False),
         sa.Column("until", UtcTime(), nullable=False),
         sa.PrimaryKeyConstraint("resource"),
@@ -239,6 +239,7 @@ def upgrade() -> None:
         sa.Column("modified_at", UtcTime(), nullable=False),
         sa.Column("sent_at", UtcTime(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.Column("spread_after", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_table(
