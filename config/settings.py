@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from config.durations import Duration
 
 PREFIX = "ALMONER_"
+_SHORTEST = 16
 
 
 class SettingsError(Exception):
@@ -107,7 +108,7 @@ class Settings(BaseSettings):
     )
     call_timeout: Duration = Field(timedelta(seconds=10), description="longest call to a platform")
     sweep_every: Duration = Field(
-        timedelta(seconds=1), description="how often the sweep looks for what was left behind"
+        timedelta(seconds=1), gt=timedelta(), description="how often the sweep looks for what was left behind"
     )
     sweep_after: Duration = Field(timedelta(seconds=3), description="age at which waiting work counts as left behind")
     worker_slots: int = Field(50, ge=1, description="jobs that one worker runs at once")
@@ -215,6 +216,21 @@ def missing_in_production(settings: Settings) -> list[str]:
     }
     problems = [
         f"{PREFIX}{name.upper()} is missing: {what}" for name, what in needed.items() if not getattr(settings, name)
+    ]
+    for name in ("api_tokens", "ops_tokens"):
+        problems += [
+            f"{PREFIX}{name.upper()}: the token {token.name} is shorter than {_SHORTEST} characters: it can be guessed"
+            for token in getattr(settings, name)
+            if len(token.value.get_secret_value()) < _SHORTEST
+        ]
+    for name in ("webhook_secrets", "signing_keys"):
+        if any(len(secret.get_secret_value()) < _SHORTEST for secret in getattr(settings, name)):
+            problems.append(f"{PREFIX}{name.upper()}: one is shorter than {_SHORTEST} characters: it can be guessed")
+    known = {token.name for token in settings.api_tokens}
+    problems += [
+        f"{PREFIX}KEY_READERS: {PREFIX}API_TOKENS has no token named {name}"
+        for name in settings.key_readers
+        if name not in known
     ]
     if settings.is_sqlite:
         path = Path(settings.database.split("///", 1)[-1]).resolve()

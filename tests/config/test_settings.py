@@ -27,7 +27,7 @@ EVERYTHING = {
     "ALMONER_WEBHOOK_SECRETS": "whsec_c2VjcmV0LW51bWJlci1vbmU=",
     "ALMONER_API_TOKENS": "app:token-of-the-app",
     "ALMONER_OPS_TOKENS": "operator:token-of-operators",
-    "ALMONER_SIGNING_KEYS": "key-that-signs",
+    "ALMONER_SIGNING_KEYS": "key-that-signs-links",
 }
 
 
@@ -267,6 +267,23 @@ class TestProduction:
         told = problems_of(environ)
         assert told[0] == "ALMONER_OPS_TOKEN is not a setting of Almoner; did you mean ALMONER_OPS_TOKENS?"
         assert told[1].startswith("ALMONER_OPS_TOKENS is missing")
+
+    @pytest.mark.parametrize(
+        ("setting", "value", "says"),
+        [
+            ("API_TOKENS", "app:short", "the token app is shorter than 16 characters"),
+            ("OPS_TOKENS", "op:short", "the token op is shorter than 16 characters"),
+            ("WEBHOOK_SECRETS", "hello", "one is shorter than 16 characters"),
+            ("SIGNING_KEYS", "key-that-signs-links,hello", "one is shorter than 16 characters"),
+            ("KEY_READERS", "app,zed", "ALMONER_API_TOKENS has no token named zed"),
+        ],
+    )
+    def test_what_can_be_guessed_or_names_nobody_is_refused(
+        self, lasting: Path, setting: str, value: str, says: str
+    ) -> None:
+        [told] = problems_of(EVERYTHING | {"ALMONER_KEY_READERS": ""} | {f"ALMONER_{setting}": value})
+        assert told.startswith(f"ALMONER_{setting}: {says}")
+        assert "short," not in told
 
     @pytest.mark.parametrize(
         "where",

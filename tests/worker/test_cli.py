@@ -351,7 +351,7 @@ PRODUCTION = {
     "ALMONER_WEBHOOK_SECRETS": "whsec_c2VjcmV0LW51bWJlci1vbmU=",
     "ALMONER_API_TOKENS": "app:token-of-the-app",
     "ALMONER_OPS_TOKENS": "operator:token-of-operators",
-    "ALMONER_SIGNING_KEYS": "key-that-signs",
+    "ALMONER_SIGNING_KEYS": "key-that-signs-links",
 }
 
 
