@@ -195,7 +195,7 @@ async def run(
                 tasks.create_task(server.watch(stopping))
             if work:
                 tasks.create_task(service.pipeline.sweep_for_ever(stopping))
-                service.pipeline.settles_near = True
+                service.pipeline.works_near = True
                 jobs: dict[str, Job] = {
                     "process": Together(service.pipeline.process, most=PROCESS_BATCH, rest=_REST_SECONDS),
                     "settle": Together(

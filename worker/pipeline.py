@@ -76,8 +76,9 @@ class Pipeline:
     trigger: Trigger
     now: Callable[[], datetime]
     catalogue: Catalogue
-    settles_near: bool = False
-    """Whether what is planned here is also settled here, unless there is much of it; then any worker may."""
+    works_near: bool = False
+    """Whether what is accepted or planned here is worked on here, unless there is much of it: then any worker may."""
+    _is_processing: bool = False
     _near: set[asyncio.Task[None]] = field(default_factory=set)
     _calls: dict[str, asyncio.Semaphore] = field(default_factory=dict)
     _arrivals: list[tuple[Arrival, asyncio.Future[Accepted]]] = field(default_factory=list)
@@ -149,8 +150,20 @@ class Pipeline:
     async def _trigger_waiting(self) -> None:
         while self._untriggered:
             ids, self._untriggered = self._untriggered, []
-            await self.trigger.process(ids)
+            if self.works_near and not self._is_processing:
+                self._is_processing = True
+                self._soon(self._process_near(ids))
+            else:
+                await self.trigger.process(ids)
             await asyncio.sleep(_TRIGGER_GAP_SECONDS)
+
+    async def _process_near(self, ids: Sequence[int]) -> None:
+        try:
+            await self.process(ids)
+        except Exception:
+            log.exception("deliveries could not be processed; the sweep will do it", count=len(ids))
+        finally:
+            self._is_processing = False
 
     def _soon(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -180,7 +193,7 @@ class Pipeline:
     async def process(self, ids: Sequence[int]) -> Folded:
         """Process pending deliveries, and have what follows done. What is not pending any more is left alone."""
         rules, now = self.rules, self.now()
-        near = self.settles_near and len(self._near) < _NEAR
+        near = self.works_near and len(self._near) < _NEAR
 
         def work(connection: sa.Connection) -> tuple[Folded, Claimed]:
             folded = folding.process(connection, ids, rules, now)
@@ -413,8 +426,8 @@ class Pipeline:
                 return
 
     async def close(self) -> None:
-        """Wait for triggers that are on their way."""
-        if self._after:
+        """Wait for what is on its way, and for what follows from it."""
+        while self._after:
             await asyncio.gather(*self._after, return_exceptions=True)
 
 

@@ -41,7 +41,7 @@ Job = Callable[[Any], Awaitable[object]]
 
 
 def _dump(job: dict[str, Any]) -> bytes:
-    return json.dumps(job).encode()
+    return json.dumps(job, default=str).encode()
 
 
 def _connect(url: str) -> ArqRedis:

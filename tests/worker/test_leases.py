@@ -401,7 +401,7 @@ async def test_a_late_refusal_does_not_wipe_out_what_is_given_meanwhile(two: Two
 
 async def test_a_worker_settles_what_it_planned_without_the_queue_unless_it_is_busy(two: Two) -> None:
     told = two.first.trigger = Recorded()
-    two.first.settles_near = True
+    two.first.works_near = True
     gates = [asyncio.Event() for _ in range(8)]
     two.platform.gates = gates.copy()
     for seed in range(10):
@@ -416,7 +416,7 @@ async def test_a_worker_settles_what_it_planned_without_the_queue_unless_it_is_b
 
 
 async def test_what_cannot_be_settled_near_is_logged_and_left_to_the_sweep(two: Two) -> None:
-    two.first.settles_near = True
+    two.first.works_near = True
     gate = asyncio.Event()
     two.platform.gates = [gate]
     await two.bought()

@@ -516,3 +516,48 @@ async def test_a_benefit_that_everybody_has_is_made_known_a_few_at_a_time(
     await pipeline.drain()
     for name in names:
         assert (await running.answer(name, POLAR_BENEFIT))["gives"]["metadata"] == {"tier": "gold"}
+
+
+async def test_an_idle_worker_processes_what_it_accepts_and_a_busy_one_leaves_it_to_the_queue(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = running.service.pipeline
+    pipeline.works_near = True
+    events = [event for event in running.story("purchase") if not event.type.startswith("checkout")]
+    await running.post(events[0])
+    await pipeline.close()
+    assert (await row_of(running, events[0]))["status"] == "done"
+    assert running.trigger.deliveries == []
+    go, begun = asyncio.Event(), asyncio.Event()
+    honest = Pipeline.process
+
+    async def slow(self: Pipeline, ids: Any) -> Any:
+        begun.set()
+        await go.wait()
+        return await honest(self, ids)
+
+    monkeypatch.setattr(Pipeline, "process", slow)
+    await running.post(events[1])
+    await begun.wait()
+    await running.post(events[2])
+    go.set()
+    await pipeline.close()
+    assert running.trigger.deliveries == [(await row_of(running, events[2]))["id"]]
+    assert (await row_of(running, events[1]))["status"] == "done"
+
+
+async def test_a_step_that_fails_near_is_left_to_the_sweep(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(self: Pipeline, ids: Any) -> Any:
+        raise sa.exc.OperationalError("database", None, Exception("away"))
+
+    pipeline = running.service.pipeline
+    pipeline.works_near = True
+    event = running.story("purchase")[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(Pipeline, "process", fail)
+        await running.post(event)
+        await pipeline.close()
+    assert (await row_of(running, event))["status"] == "pending"
+    running.clock.move(seconds=3)
+    await pipeline.drain()
+    assert (await row_of(running, event))["status"] == "done"

@@ -230,16 +230,17 @@ async def test_a_worker_ends_also_where_a_cancellation_gets_lost(queue: Queue, r
 
 
 async def test_a_wiped_database_loses_jobs_but_not_the_worker(queue: Queue, redis: Redis) -> None:
-    jobs, may_end = Jobs(), asyncio.Event()
+    jobs, may_end, begun = Jobs(), asyncio.Event(), asyncio.Event()
 
     async def slow(ids: list[Any]) -> None:
+        begun.set()
         await may_end.wait()
         jobs.processed += ids
 
     async with working(queue, {"process": slow}, slots=1):
         await queue.process([1])
+        await begun.wait()
         await queue.process([2])
-        await asyncio.sleep(0.02)
         await redis.flushdb()
         may_end.set()
         await until(lambda: 1 in jobs.processed)
