@@ -540,7 +540,9 @@ async def test_an_idle_worker_processes_what_it_accepts_and_a_busy_one_leaves_it
     await running.post(events[1])
     await begun.wait()
     await running.post(events[2])
-    while not running.trigger.deliveries:
+    for _ in range(5000):
+        if running.trigger.deliveries:
+            break
         await asyncio.sleep(0.001)
     go.set()
     await pipeline.close()
