@@ -113,8 +113,7 @@ def make_receiver(pipeline: Pipeline, settings: Settings, refusals: RefusalLog, 
         size = 0
         try:
             _check_headers(scope, headers, settings.max_body_bytes)
-            async with asyncio.timeout(_READ_SECONDS):
-                body = await _read(receive, settings.max_body_bytes, room)
+            body = await _read(receive, settings.max_body_bytes, room)
             size = len(body)
             accepted, webhook_id = await _take_in(pipeline, keys, headers, body, settings, now())
         except Refused as refused:
@@ -168,7 +167,8 @@ async def _read(receive: Receive, limit: int, room: Room) -> bytes:
         raise Refused(400, "BadRequest", "The client went away")
     body = message.get("body", b"")
     if message.get("more_body"):
-        body = await _read_on(body, receive, limit, room)
+        async with asyncio.timeout(_READ_SECONDS):
+            body = await _read_on(body, receive, limit, room)
     if len(body) > limit:
         raise Refused(413, "PayloadTooLarge", _too_large(limit))
     if not body:
