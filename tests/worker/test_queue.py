@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from arq.constants import job_key_prefix
+from arq.constants import default_queue_name, job_key_prefix
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from structlog.testing import capture_logs
@@ -417,3 +417,14 @@ def relayed() -> AbstractAsyncContextManager[Relay]:
             await relay.cut()
 
     return open_relay()
+
+
+async def test_jobs_of_the_merchants_own_app_on_the_same_redis_are_left_alone(queue: Queue, redis: Redis) -> None:
+    """ARQ's worker ends jobs that it does not know, and `arq:queue` is everybody's default."""
+    await redis.zadd(default_queue_name, {"a-job-of-the-app": 1})
+    jobs = Jobs()
+    async with working(queue, jobs.by_name):
+        await queue.process([1])
+        await until(lambda: jobs.processed == [1])
+    assert await redis.zrange(default_queue_name, 0, -1) == [b"a-job-of-the-app"]
+    assert default_queue_name != QUEUE
