@@ -8,8 +8,9 @@ from typing import Any
 from urllib.parse import unquote
 
 import structlog
+from pydantic import SecretStr
 
-from config.settings import Settings
+from config.settings import Settings, Token
 
 _SECRET_NAMES = re.compile(r"secret|token|password|authorization|signature|\bkey\b|license_key$|api_key", re.IGNORECASE)
 _HIDDEN = "[hidden]"
@@ -17,9 +18,10 @@ _HIDDEN = "[hidden]"
 
 def secrets_of(settings: Settings) -> tuple[str, ...]:
     """Return every secret value of the settings, so that none can be written by accident."""
-    found = [secret.get_secret_value() for secret in (*settings.webhook_secrets, *settings.signing_keys)]
-    found += [token.value.get_secret_value() for token in (*settings.api_tokens, *settings.ops_tokens)]
-    found.append(settings.link_secret.get_secret_value())
+    values = [getattr(settings, name) for name in type(settings).model_fields]
+    listed = [one for value in values for one in (value if isinstance(value, tuple) else (value,))]
+    found = [one.get_secret_value() for one in listed if isinstance(one, SecretStr)]
+    found += [one.value.get_secret_value() for one in listed if isinstance(one, Token)]
     for url in (settings.database_url, settings.redis_url):
         match = re.search(r"://[^/:]*:(.+)@", url)
         if match:  # a driver's own words have it decoded

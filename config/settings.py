@@ -92,6 +92,44 @@ class Settings(BaseSettings):
     s3_endpoint_url: str = Field(
         "", description="an S3-compatible endpoint; credentials and region as every AWS tool reads them"
     )
+    github_app_id: str = Field("", pattern="^[0-9]*$", description="the GitHub App that gives repositories")
+    github_private_key: SecretStr = Field(
+        SecretStr(""), description="its private key: the PEM text itself, or the path of the file"
+    )
+    github_token: SecretStr = Field(SecretStr(""), description="instead of an App: a token that manages collaborators")
+    github_api_url: str = Field("https://api.github.com", description="GitHub Enterprise: `https://host/api/v3`")
+    github_client_id: str = Field("", description="of the App: lets customers link their GitHub account by themselves")
+    github_client_secret: SecretStr = Field(SecretStr(""), description="goes with the client id")
+    github_fields: Names = Field(
+        (), description="customer metadata or checkout custom fields that hold a GitHub login, by name"
+    )
+    discord_bot_token: SecretStr = Field(SecretStr(""), description="the bot that gives roles")
+    discord_api_url: str = Field("https://discord.com/api/v10", description="where Discord is")
+    discord_client_id: str = Field("", description="of its application: lets customers link their Discord account")
+    discord_client_secret: SecretStr = Field(SecretStr(""), description="goes with the client id")
+    discord_fields: Names = Field(
+        (), description="customer metadata or checkout custom fields that hold a Discord user id or name, by name"
+    )
+    encryption_keys: Secrets = Field(
+        (), description="keys that encrypt customers' tokens at rest; the first encrypts, all decrypt"
+    )
+    page_name: str = Field("", max_length=60, description="your name on the customers' page")
+    page_color: str = Field(
+        "#4f46e5", pattern="^#[0-9a-fA-F]{6}$", description="the colour of its buttons, like `#4f46e5`"
+    )
+    page_logo: Path | None = Field(None, description="an image file: png, jpg, webp or svg")
+    page_link_ttl: Duration = Field(
+        timedelta(minutes=15), gt=timedelta(), description="how long a link to the page can be opened"
+    )
+    page_session_ttl: Duration = Field(
+        timedelta(hours=1), gt=timedelta(), description="how long the page stays open for whoever opened it"
+    )
+    audit_every: Duration = Field(
+        timedelta(days=1), description="how often a worker compares platforms with grants; `0s` never"
+    )
+    audit_repairs: Literal["nothing", "missing", "all"] = Field(
+        "missing", description="what that run mends: what is missing is given again; `all` also takes back what is left"
+    )
     log_format: Literal["console", "json"] = Field("console", description="how log lines are written")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
     max_body_bytes: int = Field(10 * 1024 * 1024, ge=1024, description="largest webhook body that is accepted")
@@ -144,6 +182,14 @@ class Settings(BaseSettings):
         if url and urlsplit(url).scheme not in {"redis", "rediss", "unix"}:
             raise ValueError("write redis://host:6379/0, rediss://... or unix:///path")
         return url
+
+    @field_validator("github_api_url", "discord_api_url")
+    @classmethod
+    def _platform_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("write an address like https://host/api")
+        return url.rstrip("/")
 
     @property
     def database(self) -> str:
@@ -223,9 +269,16 @@ def missing_in_production(settings: Settings) -> list[str]:
             for token in getattr(settings, name)
             if len(token.value.get_secret_value()) < _SHORTEST
         ]
-    for name in ("webhook_secrets", "signing_keys"):
+    for name in ("webhook_secrets", "signing_keys", "encryption_keys"):
         if any(len(secret.get_secret_value()) < _SHORTEST for secret in getattr(settings, name)):
             problems.append(f"{PREFIX}{name.upper()}: one is shorter than {_SHORTEST} characters: it can be guessed")
+    if settings.discord_client_id and not settings.encryption_keys:
+        problems.append(
+            f"{PREFIX}ENCRYPTION_KEYS is missing: it encrypts the tokens with which customers let the bot add them; "
+            "e.g. from `openssl rand -hex 32`"
+        )
+    if (settings.github_client_id or settings.discord_client_id) and not settings.public_url:
+        problems.append(f"{PREFIX}PUBLIC_URL is missing: platforms send customers back there who link their account")
     known = {token.name for token in settings.api_tokens}
     problems += [
         f"{PREFIX}KEY_READERS: {PREFIX}API_TOKENS has no token named {name}"
@@ -259,26 +312,34 @@ def _with_generated(settings: Settings) -> Settings:
         raise SettingsError([f"{PREFIX}DATA_DIR: {path} cannot be written or read: {error.strerror}"]) from None
     try:
         kept = dict(json.loads(text))
-        absent = {name: value for name, value in kept.items() if name not in settings.model_fields_set}
-        return Settings(**({name: getattr(settings, name) for name in settings.model_fields_set} | absent))
+        values = _fresh() | kept
+        absent = {name: value for name, value in values.items() if name not in settings.model_fields_set}
+        complete = Settings(**({name: getattr(settings, name) for name in settings.model_fields_set} | absent))
     except (ValueError, TypeError):
         raise SettingsError([f"{path} is not as Almoner wrote it; remove it, and new secrets are made"]) from None
+    if values.keys() != kept.keys():  # an older version wrote it
+        path.write_text(json.dumps(values, indent=1))
+    return complete
 
 
-def _generate(path: Path) -> None:
-    """Write the file whole, or not at all: of processes that start together one wins, and none reads half of it."""
-    kept = {
+def _fresh() -> dict[str, str]:
+    return {
         "webhook_secrets": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
         "api_tokens": f"app:{secrets.token_urlsafe(24)}",
         "ops_tokens": f"operator:{secrets.token_urlsafe(24)}",
         "signing_keys": secrets.token_urlsafe(32),
         "link_secret": secrets.token_urlsafe(32),
+        "encryption_keys": secrets.token_urlsafe(32),
     }
+
+
+def _generate(path: Path) -> None:
+    """Write the file whole, or not at all: of processes that start together one wins, and none reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, mine = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
     try:
         with os.fdopen(handle, "w") as file:
-            json.dump(kept, file, indent=1)
+            json.dump(_fresh(), file, indent=1)
         with contextlib.suppress(FileExistsError):
             os.link(mine, path)
     finally:

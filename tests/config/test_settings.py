@@ -384,4 +384,16 @@ class TestDevelopment:
     def test_what_was_made_can_be_read_by_the_names_of_the_settings(self) -> None:
         settings = load_settings({})
         kept = json.loads(development_file(settings).read_text())
-        assert set(kept) == {"webhook_secrets", "api_tokens", "ops_tokens", "signing_keys", "link_secret"}
+        names = {"webhook_secrets", "api_tokens", "ops_tokens", "signing_keys", "link_secret", "encryption_keys"}
+        assert set(kept) == names
+
+    def test_what_an_older_version_did_not_make_is_made_now_and_kept(self) -> None:
+        settings = load_settings({})
+        path = development_file(settings)
+        kept = json.loads(path.read_text())
+        del kept["encryption_keys"]
+        path.write_text(json.dumps(kept))
+        newer = load_settings({})
+        assert newer.encryption_keys
+        assert newer.webhook_secrets == settings.webhook_secrets
+        assert load_settings({}) == newer

@@ -79,7 +79,7 @@ def _shown(settings: Settings) -> dict[str, str]:
     shown = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if name in {"webhook_secrets", "signing_keys"}:
+        if name in {"webhook_secrets", "signing_keys", "encryption_keys"}:
             text = ", ".join(f"[{fingerprint(one.get_secret_value())}]" for one in value)
         elif name in {"api_tokens", "ops_tokens"}:
             text = ", ".join(f"{one.name}:[hidden]" for one in value)
