@@ -35,6 +35,13 @@ class BenefitConfig(BaseModel):
 
     benefit: str = Field(description="the benefit's key; set by the catalogue, not in the file")
 
+    def parts(self) -> "Mapping[str, BenefitConfig]":
+        """Return what the benefit is made of, by a name that stays the same: each part has a grant of its own.
+
+        Most are one thing, without a name; two repositories are two things that can be given apart from each other.
+        """
+        return {"": self}
+
 
 class Sources(BaseModel):
     """What entitles to a benefit: Polar benefits, Polar products, or both."""
@@ -69,6 +76,14 @@ class _Terms(BaseModel):
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one grant of a benefit is made from. When the digest changes, it is settled again."""
+
+    config: BenefitConfig
+    digest: str
+
+
+@dataclass(frozen=True)
 class Benefit:
     """A thing that the merchant promises."""
 
@@ -81,7 +96,8 @@ class Benefit:
     trials: bool
     per: Per
     config: BenefitConfig
-    digest: str
+    parts: Mapping[str, Part]
+    """What is given, each by a grant of its own: one without a name, or several with names."""
 
     def __hash__(self) -> int:
         """Hash by the key, which is unique in a catalogue."""
@@ -167,7 +183,6 @@ def _benefit(key: str, table: Any, connectors: Mapping[str, ConnectorTerms], gra
         config = connector.config.model_validate(own | {"benefit": key})
     except ValidationError as error:
         raise CatalogueError(where, _sentences(where, error)) from None
-    identity = json.dumps([terms.connector, config.model_dump(mode="json")], sort_keys=True)
     return Benefit(
         key=key,
         connector=terms.connector,
@@ -178,8 +193,13 @@ def _benefit(key: str, table: Any, connectors: Mapping[str, ConnectorTerms], gra
         trials=terms.trials,
         per=terms.per or connector.per,
         config=config,
-        digest=hashlib.sha256(identity.encode()).hexdigest()[:16],
+        parts={name: _part(terms.connector, part) for name, part in config.parts().items()},
     )
+
+
+def _part(connector: str, config: BenefitConfig) -> Part:
+    identity = json.dumps([connector, config.model_dump(mode="json")], sort_keys=True)
+    return Part(config, hashlib.sha256(identity.encode()).hexdigest()[:16])
 
 
 def _sentences(where: str, error: ValidationError) -> list[str]:

@@ -26,6 +26,15 @@ class Recipient(Struct, frozen=True):
     organization_id: str | None = None
     accounts: Mapping[str, str] = {}
     """Numeric account ids by platform: `github`, `discord`."""
+    names: Mapping[str, str] = {}
+    """Names by platform of accounts whose id is not known yet; `identify` finds it, once."""
+
+
+class Account(Struct, frozen=True):
+    """An account at a platform: its numeric id, which never changes, and what it is called now."""
+
+    id: str
+    name: str | None = None
 
 
 class Receipt(Struct, frozen=True):
@@ -37,7 +46,12 @@ class Receipt(Struct, frozen=True):
     """By which connector it was given; set for every connector, by whoever called it."""
     intended: bool = False
     """Written before the first attempt, without data: something may have been given, if we died before we knew.
-    `revoke` must cope with it, from the resource alone; `grant` never sees it."""
+    `revoke` must cope with it, from the resource alone; `grant` sees it only with data: then it is what `grant`
+    itself returned, to have written down what it saw before it acts. It is called again at once."""
+    waiting: str | None = None
+    """While `holds` says pending: what the customer must do, in a sentence to them."""
+    offers: int = 0
+    """How often the customer was asked to accept and did not; 0 again when a person asks for another try."""
 
 
 class Holding(StrEnum):
@@ -92,6 +106,55 @@ class Passes(Protocol):
         """Whether the pass is open now."""
 
 
+class Rate(Struct, frozen=True):
+    """A limit of a platform: at most `limit` calls of this name in any `seconds`, by all workers together."""
+
+    name: str
+    limit: int
+    seconds: float
+
+
+class Limits(Protocol):
+    """The platforms' limits, counted for all workers together."""
+
+    async def take(self, *rates: Rate) -> None:
+        """Take a place for one call under every one of these limits, or under none.
+
+        Raises Unavailable, with `retry_after`, where one of them is used up or parked. A short wait is slept through.
+        """
+
+    async def park(self, name: str, seconds: float, reason: str) -> None:
+        """Have all who take places of this name wait so long: the platform refused, or said that it would."""
+
+    async def learn(self, rate: Rate) -> None:
+        """Remember what the platform says its limit is; from now on it counts, whatever takers bring."""
+
+
+class AccountToken(Struct, frozen=True):
+    """What a customer allowed us at a platform. Secret."""
+
+    access_token: str
+    refresh_token: str | None = None
+    expires_at: datetime | None = None
+
+    def __repr__(self) -> str:
+        """Say nothing of it: it would stand in every traceback."""
+        return "AccountToken([hidden])"
+
+
+class AccountTokens(Protocol):
+    """The customers' tokens, encrypted at rest; only of accounts that somebody has linked."""
+
+    async def find(self, platform: str, account_id: str) -> AccountToken | None:
+        """Return the token of an account, or None."""
+
+    async def keep(self, platform: str, account_id: str, token: AccountToken) -> None:
+        """Keep the token that came in its place."""
+
+    async def forget(self, platform: str, account_id: str) -> None:
+        """Delete it: the platform takes it no more, and the customer must link the account again."""
+
+
 class LicenseKey(Struct, frozen=True):
     """A license key as issued. `expires_at` and limits may be None: no end, no limit."""
 
@@ -137,6 +200,8 @@ class Tools:
     executor: Executor
     """For libraries that block; the event loop never does."""
     now: Callable[[], datetime]
+    limits: Limits
+    tokens: AccountTokens
 
 
 class Presentation(Protocol):
@@ -170,17 +235,45 @@ class Connector(Protocol[C]):  # pragma: no cover - a description, not code
     def missing(config: Any, settings: Settings) -> list[str]:  # noqa: ANN401 - the connector's own Config
         """Say in sentences which settings a benefit of this config lacks; it is then refused at start."""
 
+    platform: ClassVar[str | None]
+    """Where a customer needs an account for it: `github`, `discord`; None where it is ours to serve."""
+
     def resource(self, to: Recipient, config: C) -> str:
         """Name what is shared and counted outside: equal strings are one thing. Raises ActionRequired."""
 
-    async def grant(self, to: Recipient, config: C, held: Receipt | None) -> Receipt:
-        """Give it, or bring what is `held` up to date. Raises ConnectorError."""
+    @staticmethod
+    def scope(resource: str) -> str:
+        """Name what must not be worked on twice at a time: the resource, or the part before a `:` that it shares."""
 
-    async def revoke(self, held: Receipt) -> None:
-        """Take back what the receipt says; already gone is success. Raises ConnectorError."""
+    async def grant(self, to: Recipient, config: C, held: Receipt | None) -> Receipt:
+        """Give it, or bring what is `held` up to date. Raises ConnectorError.
+
+        `held` may also be what another grant of the same resource has: then it was we who gave it.
+        """
+
+    async def revoke(self, held: Receipt, *, last: bool = True) -> None:
+        """Take back what the receipt says; already gone is success. Raises ConnectorError.
+
+        `last`: nothing else in the resource's scope is wanted by anybody.
+        """
 
     async def holds(self, held: Receipt) -> Holding:
         """Read back what is really there. Raises ConnectorError."""
+
+    async def identify(self, name: str, config: C) -> Account:
+        """Find the account that has this name now. Raises ConnectorError; ActionRequired where there is none."""
+
+    async def examine(self, config: C) -> list[str]:
+        """Look at the platform whether this benefit can be given there; say in sentences what is wrong.
+
+        Raises Unavailable while it cannot be told.
+        """
+
+    async def survey(self, config: C) -> Mapping[str, Holding] | None:
+        """Return every resource that anybody has where this benefit gives it, given by us or not.
+
+        None where there is no such list, and each grant must be looked at. Raises ConnectorError.
+        """
 
     def offer(self, held: Receipt) -> dict[str, Any]:
         """What the customer gets, for the cached answer: nothing secret, nothing that depends on the time."""
@@ -188,3 +281,26 @@ class Connector(Protocol[C]):  # pragma: no cover - a description, not code
     @staticmethod
     def present(offer: dict[str, Any], grant_id: str, at: Presentation) -> dict[str, Any]:
         """Complete an offer at the moment of the question, where `dynamic`."""
+
+
+class Serving:
+    """What every connector says that serves its benefits itself: there is no platform that could know better."""
+
+    platform: ClassVar[str | None] = None
+
+    @staticmethod
+    def scope(resource: str) -> str:
+        """Each resource stands alone."""
+        return resource
+
+    async def identify(self, name: str, config: Any) -> Account:  # noqa: ANN401, ARG002 - as for all
+        """Find nobody: there are no accounts."""
+        raise Rejected("this benefit needs no account")
+
+    async def examine(self, config: Any) -> list[str]:  # noqa: ANN401, ARG002 - as for all
+        """Find nothing wrong: what can be wrong is seen at start."""
+        return []
+
+    async def survey(self, config: Any) -> Mapping[str, Holding] | None:  # noqa: ANN401, ARG002 - as for all
+        """Have no list; our own passes and keys are looked at one by one."""
+        return None

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from config.catalogue import BenefitConfig, Per
 from config.durations import Duration
 from config.settings import Settings
-from connectors.base import Holding, Presentation, Receipt, Recipient, Tools
+from connectors.base import Holding, Presentation, Receipt, Recipient, Serving, Tools
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 # RFC 3986, without ' which browsers encode in a query: what they would change breaks a signature.
@@ -86,7 +86,7 @@ class Terms(BenefitConfig):
         return self
 
 
-class CustomLink:
+class CustomLink(Serving):
     """Gives a link or a note; what it leads to is behind the merchant's own page, or behind nothing."""
 
     Config: ClassVar[type[BenefitConfig]] = Terms
@@ -119,7 +119,7 @@ class CustomLink:
         await self._passes.open(resource)
         return Receipt(resource, data)
 
-    async def revoke(self, held: Receipt) -> None:
+    async def revoke(self, held: Receipt, *, last: bool = True) -> None:  # noqa: ARG002 - each stands alone
         """Close the pass: the link is shown no more, and a signed one ends by itself."""
         await self._passes.close(held.resource)
 

@@ -22,6 +22,7 @@ from connectors.base import (
     Receipt,
     Recipient,
     Rejected,
+    Serving,
     Tools,
     Unavailable,
 )
@@ -71,7 +72,7 @@ def is_safe(name: str) -> bool:
     return not _NEVER_IN_A_NAME.search(name) and not {"", ".", ".."} & set(name.split("/"))
 
 
-class FileDownload:
+class FileDownload(Serving):
     """Gives files by links that are checked against the live grant at every click."""
 
     Config: ClassVar[type[BenefitConfig]] = Terms
@@ -111,7 +112,7 @@ class FileDownload:
         await self._passes.open(resource)
         return Receipt(resource, data)
 
-    async def revoke(self, held: Receipt) -> None:
+    async def revoke(self, held: Receipt, *, last: bool = True) -> None:  # noqa: ARG002 - each stands alone
         """Close the pass: no click gets anything from now on."""
         await self._passes.close(held.resource)
 

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from config.catalogue import BenefitConfig, Per
 from config.durations import Duration
 from config.settings import Settings
-from connectors.base import Holding, LicenseKey, Presentation, Receipt, Recipient, Tools
+from connectors.base import Holding, LicenseKey, Presentation, Receipt, Recipient, Serving, Tools
 
 _NAMESPACE = UUID("c0a5f3d2-8b1e-5f47-9e0a-6d3b2a1c4e5f")
 _CENTURY = timedelta(days=36_525)
@@ -41,7 +41,7 @@ class Terms(BenefitConfig):
         return prefix.upper()
 
 
-class LicenseKeyConnector:
+class LicenseKeyConnector(Serving):
     """Issues license keys; the same key comes back when the benefit does."""
 
     Config: ClassVar[type[BenefitConfig]] = Terms
@@ -91,7 +91,7 @@ class LicenseKeyConnector:
         }
         return Receipt(resource, data)
 
-    async def revoke(self, held: Receipt) -> None:
+    async def revoke(self, held: Receipt, *, last: bool = True) -> None:  # noqa: ARG002 - each stands alone
         """Disable the resource's key, whatever the benefit is configured to be now."""
         await self._keys.revoke(held.resource)
 

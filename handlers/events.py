@@ -101,6 +101,7 @@ class Order(Struct, frozen=True, kw_only=True):
     product_id: str | None = None
     subscription_id: str | None = None
     seats: int | None = None
+    custom_field_data: dict[str, Any] = {}
 
 
 class Refund(Struct, frozen=True, kw_only=True):
@@ -128,6 +129,7 @@ class Seat(Struct, frozen=True, kw_only=True):
     customer_id: str | None = None
     member_id: str | None = None
     email: str | None = None
+    seat_metadata: dict[str, Any] | None = None
 
 
 class PolarBenefit(Struct, frozen=True, kw_only=True):

@@ -11,9 +11,10 @@ transaction (`VERBS`), then the bytes of the fact itself, so that even a tie has
 A snapshot has one time, its envelope's. It decides over every fact whose envelope is not newer than it.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -69,6 +70,22 @@ class ManualGrant(Struct, frozen=True, kw_only=True):
     ends_at: datetime | None = None
 
 
+Source = Literal["linked", "set", "polar", "field"]
+"""Who told us of an account, the most trusted first: the customer by OAuth, the merchant's app, Polar's own grants, a
+field that the customer filled in."""
+_TRUST: tuple[Source, ...] = ("linked", "set", "polar", "field")
+
+
+class KnownAccount(Struct, frozen=True, kw_only=True):
+    """An account of a person at a platform. Without an id, only its name is known yet."""
+
+    platform: str
+    member_id: str | None
+    account_id: str | None
+    name: str | None
+    source: Source
+
+
 class CustomerState(Struct, frozen=True, kw_only=True):
     """The facts of one customer, each the newest of its object."""
 
@@ -86,6 +103,8 @@ class CustomerState(Struct, frozen=True, kw_only=True):
     seats: dict[str, Fact[Seat]] = {}
     members: dict[str, Fact[Member]] = {}
     manual: dict[str, ManualGrant] = {}
+    accounts: tuple[KnownAccount, ...] = ()
+    """Those that were linked, set, or found in fields; what Polar's grants say of accounts is among the facts."""
 
 
 _encoder = msgspec.json.Encoder(order="deterministic")
@@ -93,8 +112,10 @@ _decoder = msgspec.json.Decoder(CustomerState)
 
 
 def encode(state: CustomerState) -> bytes:
-    """Write a state as JSON, the same bytes for the same facts. Grants by hand have a table of their own."""
-    return _encoder.encode(msgspec.structs.replace(state, manual={}) if state.manual else state)
+    """Write a state as JSON, the same bytes for the same facts. Grants by hand and accounts have their own tables."""
+    if state.manual or state.accounts:
+        state = msgspec.structs.replace(state, manual={}, accounts=())
+    return _encoder.encode(state)
 
 
 def decode(data: bytes) -> CustomerState:
@@ -308,19 +329,84 @@ def owner_of(state: CustomerState) -> str | None:
 _PLATFORM = {"github_repository": "github", "discord": "discord"}
 
 
-def accounts_of(state: CustomerState, member_id: str | None) -> Mapping[str, str]:
-    """Return the outside accounts of a person by platform, learned from Polar's own grants; the newest holds.
+def known_accounts(state: CustomerState, member_id: str | None) -> list[KnownAccount]:
+    """Return what is known of a person's outside accounts, the most trusted first.
 
-    `member_id` None means the customer in person: grants without a member, or the owner's.
+    `member_id` None means the customer in person: what is of no member, or of the owner.
     """
-    persons = {None, owner_of(state)} if member_id is None else {member_id}
-    found: dict[str, str] = {}
-    for known in _by_age(state.grants.values()):
+    owner = owner_of(state)
+    persons = {None, owner} if member_id in {None, owner} else {member_id}
+    found = [one for one in (*state.accounts, *_told_by_polar(state)) if one.member_id in persons]
+    return sorted(found, key=lambda one: _TRUST.index(one.source))
+
+
+def _told_by_polar(state: CustomerState) -> list[KnownAccount]:
+    """Return the accounts that customers chose at Polar, the newest first."""
+    found = []
+    for known in reversed(_by_age(state.grants.values())):
         platform = _PLATFORM.get(known.data.benefit.type)
         account = known.data.properties.get("account_id")
-        if platform and account and known.data.member_id in persons:
-            found[platform] = str(account)
+        if platform and account:
+            found.append(
+                KnownAccount(
+                    platform=platform, member_id=known.data.member_id, account_id=str(account), name=None,
+                    source="polar",
+                )
+            )  # fmt: skip
     return found
+
+
+def accounts_of(state: CustomerState, member_id: str | None) -> Mapping[str, str]:
+    """Return a person's account ids by platform. A more trusted account whose id is not known yet is waited for."""
+    best = _best(state, member_id)
+    return {platform: one.account_id for platform, one in best.items() if one.account_id}
+
+
+def names_of(state: CustomerState, member_id: str | None) -> Mapping[str, str]:
+    """Return, by platform, the names of accounts whose ids must still be found."""
+    best = _best(state, member_id)
+    return {platform: one.name for platform, one in best.items() if one.name and not one.account_id}
+
+
+def _best(state: CustomerState, member_id: str | None) -> dict[str, KnownAccount]:
+    best: dict[str, KnownAccount] = {}
+    for one in known_accounts(state, member_id):
+        best.setdefault(one.platform, one)
+    return best
+
+
+def told_in_fields(state: CustomerState, platform: str, fields: Iterable[str]) -> list[KnownAccount]:
+    """Return the accounts that customers named in these fields: in their metadata, at a checkout, or with a seat.
+
+    A number, or what looks like one of Discord's ids, is an id; any other text is a name.
+    """
+    names = tuple(fields)
+    if not names:
+        return []
+    customer = customer_of(state)
+    told: list[tuple[str | None, Mapping[str, Any]]] = [(None, customer.metadata if customer else {})]
+    purchases: list[Order | Subscription] = [one.data for one in state.orders.values()]
+    purchases += [one.data for one in state.subscriptions.values()]
+    purchases.sort(key=lambda one: (one.created_at, one.id), reverse=True)
+    told += [(None, one.custom_field_data) for one in purchases]
+    told += [(one.data.member_id, one.data.seat_metadata or {}) for one in state.seats.values() if one.data.member_id]
+    found: dict[str | None, KnownAccount] = {}
+    for person, said in told:
+        for value in (said[name] for name in names if said.get(name)):
+            found.setdefault(person, _named(platform, person, value))
+    return list(found.values())
+
+
+def _named(platform: str, person: str | None, value: object) -> KnownAccount:
+    text = str(value).strip().rstrip("/").rpartition("/")[2].removeprefix("@")
+    is_id = isinstance(value, int | float) or (platform == "discord" and _SNOWFLAKE.fullmatch(text))
+    return KnownAccount(
+        platform=platform, member_id=person, account_id=text if is_id else None, name=None if is_id else text,
+        source="field",
+    )  # fmt: skip
+
+
+_SNOWFLAKE = re.compile(r"[0-9]{17,20}")
 
 
 def _by_age(facts: Iterable[Fact[PolarGrant]]) -> list[Fact[PolarGrant]]:

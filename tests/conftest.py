@@ -221,6 +221,7 @@ def settings_for(database_url: str, folder: Path, **more: Any) -> Settings:
         "key_readers": "portal",
         "signing_keys": "signing-key-1",
         "link_secret": "link-secret-1",
+        "encryption_keys": "encryption-key-1",
         "public_url": "https://sidecar.example.com",
     }
     return Settings(**(values | more))
@@ -282,6 +283,8 @@ async def open_running(
         connectors=service.pipeline.connectors,
         ready=ReadyAnswers(service.database),
         tokens=DownloadTokens(settings),
+        accounts=service.accounts,
+        limits=service.limits,
         now=clock,
     )
     transport = httpx.ASGITransport(make_api(context, clock))  # type: ignore[arg-type]

@@ -48,6 +48,8 @@ class GrantAnswer(Struct, frozen=True, kw_only=True):
     member_id: str | None
     member_external_id: str | None
     purchase: str | None
+    part: str | None
+    """Which of the benefit's parts, where it has several, like repositories."""
     entitled: bool
     status: str
     standing: str | None
@@ -171,6 +173,7 @@ def _grant(row: Mapping[str, Any], state: CustomerState, offer: Offer) -> GrantA
         member_id=row["member_id"],
         member_external_id=member.data.external_id if member else None,
         purchase=row["purchase"],
+        part=row["part"] or None,
         entitled=row["wanted"],
         status=row["status"],
         standing=row["standing"] if row["wanted"] else None,
@@ -186,7 +189,19 @@ def _grant(row: Mapping[str, Any], state: CustomerState, offer: Offer) -> GrantA
 def _answer(
     benefit: str, description: str, as_of: datetime | None, grants: list[GrantAnswer], connector: str
 ) -> Answer:
-    ranked = sorted(grants, key=lambda grant: (not grant.entitled, _LOUDEST.index(GrantStatus(grant.status)), grant.id))
+    # What has several parts is only as far as the part that is furthest behind.
+    loudness = {grant.id: _LOUDEST.index(GrantStatus(grant.status)) for grant in grants}
+    behind: dict[tuple[str | None, str | None], int] = {}
+    for grant in grants:
+        person = grant.member_id, grant.purchase
+        behind[person] = max(behind.get(person, 0), loudness[grant.id]) if grant.entitled else behind.get(person, 0)
+    ranked = sorted(
+        grants,
+        key=lambda grant: (
+            not grant.entitled, behind[grant.member_id, grant.purchase],
+            -loudness[grant.id] if grant.entitled else loudness[grant.id], grant.id,
+        ),
+    )  # fmt: skip
     best = ranked[0]
     live = [grant for grant in ranked if grant.entitled]
     ends = [grant.valid_until for grant in live]
@@ -239,6 +254,7 @@ def _polar_answer(
                 "member_id": grant.member_id,
                 "member_external_id": _external_id(state, grant.member_id),
                 "purchase": grant.subscription_id or grant.order_id,
+                "part": None,
                 "entitled": grant.granted and not gone,
                 "status": _polar_status(grant, gone=gone),
                 "standing": "active" if grant.granted and not gone else None,

@@ -20,11 +20,13 @@ from config.catalogue import Catalogue, CatalogueError, parse_catalogue, read_ca
 from config.settings import Settings
 from connectors import CONNECTORS, TERMS
 from connectors.base import LicenseKey, Tools
+from worker.accounts import Accounts, StoredTokens, seal_of
 from worker.batching import Together
 from worker.embedded import EmbeddedServer
 from worker.http.api import make_api
 from worker.http.context import Context
 from worker.http.present import DownloadTokens
+from worker.limits import StoredLimits
 from worker.pipeline import PROCESS_BATCH, SETTLE_BATCH, Pipeline, Trigger
 from worker.queue import Job, Queue
 from worker.store import grants
@@ -109,6 +111,9 @@ class Service:
     settings: Settings
     database: Database
     pipeline: Pipeline
+    limits: StoredLimits
+    tokens: StoredTokens
+    accounts: Accounts
 
 
 def load_catalogue(settings: Settings) -> Catalogue:
@@ -145,7 +150,8 @@ async def open_service(
         raise NotReady("The database is not up to date. Run: almoner migrate")
     database = Database(settings.database)
     executor = ThreadPoolExecutor(max_workers=settings.connector_calls, thread_name_prefix="connector")
-    tools = Tools(settings, StoredPasses(database), StoredLicenseKeys(database, now), executor, now)
+    limits, tokens = StoredLimits(database, now), StoredTokens(database, seal_of(settings), now)
+    tools = Tools(settings, StoredPasses(database), StoredLicenseKeys(database, now), executor, now, limits, tokens)
     pipeline = Pipeline(
         database=database,
         settings=settings,
@@ -156,9 +162,12 @@ async def open_service(
         catalogue=catalogue,
     )
     try:
-        yield Service(settings, database, pipeline)
+        yield Service(settings, database, pipeline, limits, tokens, Accounts(database, pipeline, seal_of(settings)))
     finally:
         await pipeline.close()
+        for connector in pipeline.connectors.values():
+            if hasattr(connector, "close"):
+                await connector.close()
         await database.close()
         executor.shutdown(wait=False, cancel_futures=True)
 
@@ -194,6 +203,7 @@ async def run(
             if server:
                 tasks.create_task(server.watch(stopping))
             if work:
+                await service.tokens.reseal()
                 tasks.create_task(service.pipeline.sweep_for_ever(stopping))
                 service.pipeline.works_near = True
                 jobs: dict[str, Job] = {
@@ -234,6 +244,8 @@ def _context(service: Service, queue: Queue) -> Context:
         connectors=service.pipeline.connectors,
         ready=ReadyAnswers(service.database),
         tokens=DownloadTokens(service.settings),
+        accounts=service.accounts,
+        limits=service.limits,
         now=service.pipeline.now,
     )
 

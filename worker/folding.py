@@ -22,7 +22,8 @@ from handlers.events import Event, MalformedEvent, Offering, PolarBenefit, parse
 from handlers.state import CustomerState
 from worker import answers
 from worker.reconcile import Entitlement, Held, entitled, next_edge, plan, recipient, target_of
-from worker.store import customers, grants, inbox
+from worker.states import complete, read_states, with_accounts
+from worker.store import accounts, customers, grants, inbox
 from worker.store.inbox import Locked, Outcome
 from worker.store.models import DeliveryStatus, GrantStatus
 
@@ -214,15 +215,17 @@ def _reconcile(
         return
     rows = customers.lock(connection, by_customer)
     held = grants.of_customers(connection, by_customer)
-    manual = customers.manual_of(connection, by_customer)
+    known = {one: facts.decode(row.state) for one, row in rows.items() if row.state}
+    states = complete({one: known.get(one) or CustomerState(id=one) for one in by_customer}, connection, rules.settings)
+    kept = accounts.of_customers(connection, by_customer)
     saved: list[_Saved] = []
     for customer_id, work in by_customer.items():
-        row = rows.get(customer_id)
-        before = facts.decode(row.state) if row and row.state else CustomerState(id=customer_id)
-        before = msgspec.structs.replace(before, manual=manual.get(customer_id, {}))
+        row, before = rows.get(customer_id), states[customer_id]
         after = _fold(before, work, rules.settings, now, folded)
-        if after is before and not (row and row.state) and work:
+        if after is before and customer_id not in known and work:
             continue  # nothing of it could be read: there is no customer to save
+        if after is not before:  # an event may have told of an account in a field
+            after = with_accounts(after, kept.get(customer_id, ()), rules.settings)
         saved.append(_plan(after, before, row.version if row else 0, held.get(customer_id, []), rules, now))
     _save(connection, saved, rules, folded, now)
 
@@ -267,7 +270,7 @@ def _plan(
     existing = {grant["id"]: grant for grant in held}
     seen = [
         Held(id=grant["id"], benefit=grant["benefit"], member_id=grant["member_id"], purchase=grant["purchase"],
-             wanted=grant["wanted"], target=grant["target"])
+             part=grant["part"], wanted=grant["wanted"], target=grant["target"])
         for grant in held
     ]  # fmt: skip
     reasons = {one.slot: one for one in due}
@@ -278,18 +281,18 @@ def _plan(
         known = existing.get(change.grant_id)
         row = _wanted(change.action, known, reasons.get(change.slot), change.target, rules, now)
         if known is None:
-            benefit, member_id, purchase = change.slot
+            benefit, member_id, purchase, part = change.slot
             row |= {
                 "id": change.grant_id, "customer_id": state.id, "benefit": benefit, "member_id": member_id,
-                "purchase": purchase, "created_at": now, "settled_generation": 0, "held": None, "receipt": None,
-                "granted_at": None, "revoked_at": None,
+                "purchase": purchase, "part": part, "created_at": now, "settled_generation": 0, "held": None,
+                "receipt": None, "granted_at": None, "revoked_at": None,
             }  # fmt: skip
             saved.added.append(change.grant_id)
         else:
             saved.changed.append(change.grant_id)
         existing[change.grant_id] = (known or {}) | row
     for grant in list(existing.values()):
-        reason = reasons.get((grant["benefit"], grant["member_id"], grant["purchase"]))
+        reason = reasons.get((grant["benefit"], grant["member_id"], grant["purchase"], grant["part"]))
         if reason and grant["id"] not in touched:
             proof = _proof(reason)
             if any(grant[name] != value for name, value in proof.items()):
@@ -354,12 +357,25 @@ def _save(connection: sa.Connection, saved: Sequence[_Saved], rules: Rules, fold
     customers.save(connection, [_customer_row(one, rules, offered) for one in saved])
     new = [link for one in saved for link in links_of(one.state) - links_of(one.before)]
     customers.link(connection, new)
+    accounts.forget_people(connection, *_gone(saved))
     owned = [object_id for kind, object_id, _ in new if kind != BENEFIT]
     folded.awakened += [row_id for row_id in inbox.awaken(connection, owned, now) if not _is_done(row_id, folded)]
     for one in saved:
         folded.planned |= {grant_id: (one.grants[grant_id], one.state) for grant_id in one.added + one.changed}
         folded.given += len(one.added) + len(one.changed) - one.taken
         folded.taken += one.taken
+
+
+def _gone(saved: Sequence[_Saved]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the customers who have just been deleted, and the members: their accounts and tokens are forgotten."""
+    deleted = [one.state.id for one in saved if facts.is_deleted(one.state) and not facts.is_deleted(one.before)]
+    members = [
+        (one.state.id, member.data.id)
+        for one in saved
+        for member in one.state.members.values()
+        if member.data.deleted and member is not one.before.members.get(member.data.id)
+    ]
+    return deleted, members
 
 
 def _is_done(row_id: int, folded: Folded) -> bool:
@@ -415,14 +431,12 @@ def links_of(state: CustomerState) -> set[tuple[str, str, str]]:
 
 def would_take(connection: sa.Connection, customer_ids: Sequence[str], rules: Rules, now: datetime) -> tuple[int, int]:
     """Return how many grants of these customers the catalogue would take back, of how many live ones."""
-    states = customers.facts(connection, customer_ids)
-    manual = customers.manual_of(connection, customer_ids)
+    states = read_states(connection, customer_ids, rules.settings)
     held = grants.of_customers(connection, customer_ids)
     taken = live = 0
     for customer_id, state in states.items():
-        decoded = msgspec.structs.replace(facts.decode(state), manual=manual.get(customer_id, {}))
         rows = held.get(customer_id, [])
-        taken += _plan(decoded, decoded, 0, rows, rules, now).taken
+        taken += _plan(state, state, 0, rows, rules, now).taken
         live += sum(row["wanted"] for row in rows)
     return taken, live
 

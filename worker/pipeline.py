@@ -301,6 +301,8 @@ class Pipeline:
                     outcome=type(result.error).__name__,
                     reason=str(result.error),
                 )
+        if settled.renamed:
+            await self.refresh(settled.renamed)
         return settled.again
 
     # sweep

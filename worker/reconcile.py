@@ -21,6 +21,10 @@ Standing = Literal["active", "trialing", "grace", "manual"]
 _STRENGTH: dict[Standing, int] = {"active": 3, "trialing": 2, "manual": 1, "grace": 0}
 
 
+Slot = tuple[str, str | None, str | None, str]
+"""What there is one grant for: benefit, member, purchase, part."""
+
+
 class Because(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One reason to have a benefit, down to the delivery that told us."""
 
@@ -40,15 +44,16 @@ class Entitlement(Struct, frozen=True, kw_only=True):
     benefit: str
     member_id: str | None
     purchase: str | None
+    part: str = ""
     standing: Standing
     valid_until: datetime | None
     """When it ends by itself if no event comes; None when no end is known."""
     because: tuple[Because, ...]
 
     @property
-    def slot(self) -> tuple[str, str | None, str | None]:
-        """What there is one grant for: benefit, member, purchase."""
-        return self.benefit, self.member_id, self.purchase
+    def slot(self) -> Slot:
+        """What there is one grant for."""
+        return self.benefit, self.member_id, self.purchase, self.part
 
 
 class Held(Struct, frozen=True, kw_only=True):
@@ -58,13 +63,14 @@ class Held(Struct, frozen=True, kw_only=True):
     benefit: str
     member_id: str | None
     purchase: str | None
+    part: str = ""
     wanted: bool
     target: str
 
     @property
-    def slot(self) -> tuple[str, str | None, str | None]:
-        """What there is one grant for: benefit, member, purchase."""
-        return self.benefit, self.member_id, self.purchase
+    def slot(self) -> Slot:
+        """What there is one grant for."""
+        return self.benefit, self.member_id, self.purchase, self.part
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -72,7 +78,7 @@ class Change(Struct, frozen=True, kw_only=True):
 
     action: Literal["give", "renew", "take"]
     grant_id: str
-    slot: tuple[str, str | None, str | None]
+    slot: Slot
     target: str
 
 
@@ -87,9 +93,11 @@ class Plan(Struct, frozen=True):
         return sum(change.action == "take" for change in self.changes)
 
 
-def grant_id(customer_id: str, slot: tuple[str, str | None, str | None]) -> str:
+def grant_id(customer_id: str, slot: Slot) -> str:
     """Return the id of the one grant of this slot: the same on every machine and in every order of events."""
-    return str(uuid5(_NAMESPACE, "\n".join([customer_id, *(part or "" for part in slot)])))
+    benefit, member_id, purchase, part = slot
+    names = [customer_id, benefit, member_id or "", purchase or "", *([part] if part else [])]
+    return str(uuid5(_NAMESPACE, "\n".join(names)))
 
 
 def entitled(state: CustomerState, catalogue: Catalogue, now: datetime) -> frozenset[Entitlement]:
@@ -99,7 +107,7 @@ def entitled(state: CustomerState, catalogue: Catalogue, now: datetime) -> froze
     subscriptions = facts.subscriptions_now(state)
     grants = facts.grants_now(state)
     owner = facts.owner_of(state)
-    found: dict[tuple[str, str | None, str | None], list[Because]] = {}
+    found: dict[Slot, list[Because]] = {}
     for benefit in catalogue.benefits.values():
         reasons = [
             *_by_polar_grants(benefit, state, grants, subscriptions, now),
@@ -111,8 +119,9 @@ def entitled(state: CustomerState, catalogue: Catalogue, now: datetime) -> froze
             person = None if member_id == owner else member_id
             if person is not None and _has_left(state, person):
                 continue
-            slot = (benefit.key, person, purchase if benefit.per == "purchase" else None)
-            found.setdefault(slot, []).append(because)
+            for part in benefit.parts:
+                slot = (benefit.key, person, purchase if benefit.per == "purchase" else None, part)
+                found.setdefault(slot, []).append(because)
     return frozenset(_entitlement(slot, reasons) for slot, reasons in found.items())
 
 
@@ -294,14 +303,15 @@ def _has_left(state: CustomerState, member_id: str) -> bool:
     return known is not None and known.data.deleted
 
 
-def _entitlement(slot: tuple[str, str | None, str | None], reasons: list[Because]) -> Entitlement:
-    benefit, member_id, purchase = slot
+def _entitlement(slot: Slot, reasons: list[Because]) -> Entitlement:
+    benefit, member_id, purchase, part = slot
     because = tuple(sorted(reasons, key=lambda reason: (-_STRENGTH[reason.standing], reason.source, reason.id)))
     ends = [reason.until for reason in because]
     return Entitlement(
         benefit=benefit,
         member_id=member_id,
         purchase=purchase,
+        part=part,
         standing=because[0].standing,
         valid_until=None if None in ends else max(end for end in ends if end),
         because=because,
@@ -328,12 +338,13 @@ def recipient(state: CustomerState, member_id: str | None, purchase: str | None)
         purchase=purchase,
         organization_id=customer.organization_id if customer else None,
         accounts=facts.accounts_of(state, member_id),
+        names=facts.names_of(state, member_id),
     )
 
 
-def target_of(benefit: Benefit, to: Recipient) -> str:
+def target_of(benefit: Benefit, part: str, to: Recipient) -> str:
     """Return a digest of what a grant is made from. When it changes, the grant must be settled again."""
-    material = msgspec.json.encode([benefit.digest, to], order="deterministic")
+    material = msgspec.json.encode([benefit.parts[part].digest, to], order="deterministic")
     return hashlib.sha256(material).hexdigest()[:16]
 
 
@@ -346,7 +357,7 @@ def plan(
     changes = []
     for slot in sorted(due, key=str):
         benefit = catalogue.benefits[slot[0]]
-        target = target_of(benefit, recipient(state, slot[1], slot[2]))
+        target = target_of(benefit, slot[3], recipient(state, slot[1], slot[2]))
         grant = held.get(slot)
         if grant is None or not grant.wanted:
             changes.append(Change(action="give", grant_id=grant_id(state.id, slot), slot=slot, target=target))

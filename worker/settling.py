@@ -18,6 +18,7 @@ import structlog
 
 from config.catalogue import BenefitConfig
 from connectors.base import (
+    Account,
     ActionRequired,
     Connector,
     ConnectorError,
@@ -32,13 +33,16 @@ from handlers.state import CustomerState
 from worker import answers
 from worker.folding import Rules, backoff, offered_benefits
 from worker.reconcile import recipient
-from worker.store import customers, grants
+from worker.states import read_states, with_accounts
+from worker.store import accounts, customers, grants
 from worker.store.models import GrantStatus
 
 log = structlog.get_logger()
 
 _encode = msgspec.json.Encoder().encode
 _receipt = msgspec.json.Decoder(Receipt).decode
+
+_HANDOVER_SECONDS = 2.0
 
 _LEASE_MARGIN = timedelta(seconds=5)
 """How much longer a lease lasts than the longest call, for the transaction that saves."""
@@ -54,10 +58,22 @@ class Claim:
     config: BenefitConfig | None
     resource: str | None
     held: Receipt | None
-    kept_by_others: bool
     leased: tuple[str, ...]
     until: datetime
     """When the leases run out; nothing is begun that might last longer."""
+    refused: ConnectorError | None = None
+    """Why there is nothing that could be given, though it is wanted: no account is known, say."""
+    name: str | None = None
+    """What the account is called whose id must be found first, at `platform`."""
+    platform: str | None = None
+    shared: Receipt | None = None
+    """What another grant has of the same resource: so it was we who gave it."""
+    kept_by_others: bool = False
+    """Whether another grant that wants it has a receipt of what this one has."""
+    awaited_by_others: bool = False
+    """Whether another grant wants what this one has, but has no receipt of it yet."""
+    is_last: bool = True
+    """Whether nothing else in the scope of what this one has is wanted."""
 
 
 @dataclass
@@ -65,9 +81,11 @@ class Result:
     """What acting on a claim came to."""
 
     claim: Claim
-    what: Literal["granted", "pending", "revoked", "moved", "failed"]
+    what: Literal["granted", "pending", "seen", "named", "revoked", "moved", "failed"]
     receipt: Receipt | None
     error: ConnectorError | None = None
+    account: Account | None = None
+    """Whose id was looked for."""
 
 
 @dataclass
@@ -89,6 +107,8 @@ class Settled:
     """What saving came to: grants to settle (again), and what was granted and revoked after how long."""
 
     again: list[str] = field(default_factory=list)
+    renamed: list[str] = field(default_factory=list)
+    """Customers of whom an account's id was found: they are to be reconciled."""
     took: list[tuple[str, str, float]] = field(default_factory=list)
     """(connector, outcome, seconds since it was asked for)"""
 
@@ -102,10 +122,8 @@ def claim(
 ) -> Claimed:
     """Take the leases of those of the grants that are due."""
     rows = [row for row in grants.by_ids(connection, ids) if row["next_attempt_at"] and row["next_attempt_at"] <= now]
-    states = customers.facts(connection, {row["customer_id"] for row in rows})
-    return claim_read(
-        connection, [(row, facts.decode(states[row["customer_id"]])) for row in rows], rules, connectors, now
-    )
+    states = read_states(connection, {row["customer_id"] for row in rows}, rules.settings)
+    return claim_read(connection, [(row, states[row["customer_id"]]) for row in rows], rules, connectors, now)
 
 
 def claim_read(
@@ -129,22 +147,25 @@ def claim_read(
         try:
             found.append(_with_resource(one, connectors))
         except ConnectorError as error:
-            claimed.results.append(Result(one, "failed", one.held, error))
+            if isinstance(error, ActionRequired) and one.held:
+                found.append(replace(one, refused=error))  # what is held is nobody's any more: it goes back first
+            else:
+                claimed.results.append(Result(one, "failed", one.held, error))
     # What is wanted goes first: then what is given up next to it sees that somebody still needs the resource.
     found.sort(key=lambda one: not one.row["wanted"])
-    claimed.claims, claimed.later = _lease(connection, found, token, now)
+    claimed.claims, claimed.later = _lease(connection, found, connectors, token, now)
     return claimed
 
 
 def _wanting(row: Mapping[str, Any], state: CustomerState, rules: Rules, token: str, now: datetime) -> Claim | None:
     benefit = rules.catalogue.benefits.get(row["benefit"])
-    if row["wanted"] and benefit is None:
+    part = benefit.parts.get(row["part"]) if benefit else None
+    if row["wanted"] and part is None:
         return None
     to = recipient(state, row["member_id"], row["purchase"])
     held = _receipt(row["receipt"]) if row["receipt"] else None
     until = now + rules.settings.call_timeout + _LEASE_MARGIN
-    config = benefit.config if benefit else None
-    return Claim(row, token, to, config, None, held, kept_by_others=False, leased=(), until=until)
+    return Claim(row, token, to, part.config if part else None, None, held, leased=(), until=until)
 
 
 def _with_resource(one: Claim, connectors: Mapping[str, Connector[Any]]) -> Claim:
@@ -154,22 +175,29 @@ def _with_resource(one: Claim, connectors: Mapping[str, Connector[Any]]) -> Clai
     connector = connectors.get(one.row["connector"])
     if connector is None:
         raise ActionRequired(f"this version has no connector {one.row['connector']!r}", who="merchant")
+    if connector.platform and connector.platform in one.to.names:
+        return replace(one, name=one.to.names[connector.platform], platform=connector.platform)
     return replace(one, resource=connector.resource(one.to, one.config))
 
 
 def _lease(
-    connection: sa.Connection, found: Sequence[Claim], token: str, now: datetime
+    connection: sa.Connection,
+    found: Sequence[Claim],
+    connectors: Mapping[str, Connector[Any]],
+    token: str,
+    now: datetime,
 ) -> tuple[list[Claim], list[str]]:
     """Lease what each grant has and what it is to have, and write down what is intended.
 
     Returns the claims, and the grants that another of them is in the way of.
     """
     until = max((one.until for one in found), default=now)
-    ours = grants.lease(connection, {name for one in found for name in _resources(one)}, token, now, until)
+    scopes = {one.row["id"]: _scopes(one, connectors) for one in found}
+    ours = grants.lease(connection, set().union(*scopes.values()), token, now, until)
     free = set(ours)
     claims, later = [], []
     for one in found:
-        wanted = _resources(one)
+        wanted = scopes[one.row["id"]]
         if wanted <= free:
             free -= wanted
             claims.append(replace(one, leased=tuple(sorted(wanted)), held=one.held or _intended(one)))
@@ -187,19 +215,56 @@ def _lease(
             if one.held and one.held.intended and not one.row["receipt"]
         ],
     )
-    leaving = [one for one in claims if one.held and one.held.resource != one.resource]
-    staying = grants.holding(connection, {one.held.resource for one in leaving if one.held})
-    claims = [
-        replace(one, kept_by_others=bool(staying.get(one.held.resource, set()) - {one.row["id"]}))
-        if one.held and one in leaving
-        else one
-        for one in claims
-    ]
-    return claims, later
+    return _among_others(connection, claims, connectors), later
 
 
-def _resources(one: Claim) -> set[str]:
-    return {name for name in (one.resource, one.held.resource if one.held else None) if name}
+def _among_others(
+    connection: sa.Connection, claims: Sequence[Claim], connectors: Mapping[str, Connector[Any]]
+) -> list[Claim]:
+    """Note what other grants, of anybody, have and want of the same resources, and of the same scopes."""
+    names = {name for one in claims for name in (one.resource, one.held.resource if one.held else None) if name}
+    others = grants.about(connection, names)
+    noted = []
+    for one in claims:
+        mine = one.row["id"]
+        if one.held and one.held.resource != one.resource:
+            about = [row for row in others.get(one.held.resource, ()) if row["id"] != mine and row["wanted"]]
+            having = [row for row in about if _telling(row, one.held.resource)]
+            scope = _scope(one.held, connectors)
+            alone = scope == one.held.resource or not grants.wants_in(connection, scope, one.row)
+            noted.append(
+                replace(
+                    one, kept_by_others=bool(having), awaited_by_others=bool(about) and not having,
+                    is_last=alone and not about,
+                )
+            )  # fmt: skip
+        else:
+            receipts = (_telling(row, one.resource) for row in others.get(one.resource or "", ()) if row["id"] != mine)
+            noted.append(replace(one, shared=next((found for found in receipts if found), None)))
+    return noted
+
+
+def _telling(row: Mapping[str, Any], resource: str | None) -> Receipt | None:
+    """Return another grant's receipt of a resource, if it says what was given, or what was there before."""
+    receipt = _receipt(row["receipt"]) if row["receipt"] and row["held"] == resource else None
+    return receipt if receipt and _tells(receipt) else None
+
+
+def _tells(receipt: Receipt) -> bool:
+    return bool(receipt.data) or not receipt.intended
+
+
+def _scope(held: Receipt, connectors: Mapping[str, Connector[Any]]) -> str:
+    connector = connectors.get(held.connector)
+    return connector.scope(held.resource) if connector else held.resource
+
+
+def _scopes(one: Claim, connectors: Mapping[str, Connector[Any]]) -> set[str]:
+    """Return what nobody else may work on meanwhile. An account that is looked for is nothing yet: the grant itself."""
+    scopes = {_scope(one.held, connectors)} if one.held else set()
+    if one.resource:
+        scopes.add(connectors[one.row["connector"]].scope(one.resource))
+    return scopes or {f"grant:{one.row['id']}"}
 
 
 def _intended(one: Claim) -> Receipt | None:
@@ -225,33 +290,47 @@ async def act(one: Claim, connectors: Mapping[str, Connector[Any]], limit: timed
 
 async def _act(one: Claim, connectors: Mapping[str, Connector[Any]]) -> Result:
     held, name = one.held, one.row["connector"]
+    if one.name and one.config:
+        return Result(one, "named", held, account=await connectors[name].identify(one.name, one.config))
     if one.row["wanted"] and one.resource and one.config:
         if held and (held.resource, held.connector) != (one.resource, name):
             await _take_back(one, connectors, held)
             return Result(one, "moved", None)
-        connector = connectors[name]
-        receipt = await connector.grant(one.to, one.config, None if held and held.intended else held)
-        receipt = msgspec.structs.replace(receipt, connector=name)
-        holding = await connector.holds(receipt)
-        if holding == Holding.GONE:
-            raise Unavailable("it was given, but is not there when read back")
-        return Result(one, "granted" if holding == Holding.HELD else "pending", receipt)
+        return await _give(one, connectors[name], held)
     if held:
         await _take_back(one, connectors, held)
+    if one.refused:
+        return Result(one, "failed", None, one.refused)
     return Result(one, "revoked", None)
+
+
+async def _give(one: Claim, connector: Connector[Any], held: Receipt | None) -> Result:
+    """Give, and read back. Where the connector has only looked so far, what it saw is written down first."""
+    known = held if held and _tells(held) else one.shared
+    receipt = await connector.grant(one.to, one.config, known)
+    receipt = msgspec.structs.replace(receipt, connector=one.row["connector"])
+    if receipt.intended:
+        return Result(one, "seen", receipt)
+    holding = await connector.holds(receipt)
+    if holding == Holding.GONE:
+        raise Unavailable("it was given, but is not there when read back")
+    return Result(one, "granted" if holding == Holding.HELD else "pending", receipt)
 
 
 async def _take_back(one: Claim, connectors: Mapping[str, Connector[Any]], held: Receipt) -> None:
     """Revoke by the receipt and prove that it is gone, unless another grant still holds the same resource.
 
-    By the connector that gave it, whatever the benefit's connector is now.
+    By the connector that gave it, whatever the benefit's connector is now. A receipt is let go only when another
+    grant has one: else nobody would know any more that it was we who gave it.
     """
-    if one.kept_by_others:
+    if one.awaited_by_others and _tells(held):
+        raise Unavailable("another grant of the same access takes it over first", retry_after=_HANDOVER_SECONDS)
+    if one.kept_by_others or one.awaited_by_others:
         return
     connector = connectors.get(held.connector)
     if connector is None:
         raise ActionRequired(f"this version has no connector {held.connector!r}, which gave it", who="merchant")
-    await connector.revoke(held)
+    await connector.revoke(held, last=one.is_last)
     if await connector.holds(held) != Holding.GONE:
         raise Unavailable("it was taken back, but is still there when read back")
 
@@ -280,6 +359,10 @@ def save(connection: sa.Connection, results: Iterable[Result], rules: Rules, now
         held[row["id"]] = row | columns
         written.append({"row": row["id"], **columns})
     grants.settle(connection, written)
+    named = [result for result in results if result.account]
+    for result in named:
+        _identified(connection, result, locked, rules, now)
+    settled.renamed = sorted({result.claim.row["customer_id"] for result in named})
     states = [facts.decode(locked[one].state) for one in sorted(customer_ids)]
     offered = offered_benefits(connection, states)
     by_customer: dict[str, list[dict[str, Any]]] = {}
@@ -301,8 +384,26 @@ def save(connection: sa.Connection, results: Iterable[Result], rules: Rules, now
         mine = [name for result in results if result.claim.token == token for name in result.claim.leased]
         grants.release(connection, mine, token)
     shared = {one for result in results for one in result.claim.leased}
-    settled.again = sorted({*settled.again, *grants.due_on(connection, shared, now)})
+    whole = {result.claim.resource for result in results} | {one.row["held"] for one in (r.claim for r in results)}
+    settled.again = sorted({*settled.again, *grants.due_on(connection, shared, shared - whole, now)})
     return settled
+
+
+def _identified(
+    connection: sa.Connection, result: Result, locked: Mapping[str, Any], rules: Rules, now: datetime
+) -> None:
+    """Bind the name under which a customer is known to the id that it had just now."""
+    row, account = result.claim.row, result.account
+    state = with_accounts(
+        facts.decode(locked[row["customer_id"]].state),
+        accounts.of_customers(connection, [row["customer_id"]]).get(row["customer_id"], ()),
+        rules.settings,
+    )
+    for one in state.accounts:
+        wanted = (result.claim.platform, result.claim.name, None)
+        if account and (one.platform, one.name, one.account_id) == wanted:
+            found = msgspec.structs.replace(one, account_id=account.id)
+            accounts.identify(connection, row["customer_id"], found, now)
 
 
 def _has_changed(row: Mapping[str, Any], claimed: Mapping[str, Any]) -> bool:
@@ -315,12 +416,14 @@ def _columns(result: Result, row: Mapping[str, Any], rules: Rules, now: datetime
     kept = {name: row[name] for name in grants.SETTLED}
     kept["receipt"] = _encode(result.receipt).decode() if result.receipt else None
     kept["held"] = result.receipt.resource if result.receipt else None
-    if result.claim.resource:
+    if result.claim.resource or result.claim.refused:
         kept["resource"] = result.claim.resource
-    if row["generation"] != result.claim.row["generation"] or result.what == "moved":
+    if row["generation"] != result.claim.row["generation"] or result.what in {"moved", "seen"}:
         settled.again.append(row["id"])
         is_moving = result.what == "moved" and row["status"] == GrantStatus.GRANTED
         return kept | ({"status": GrantStatus.GRANTING} if is_moving else {})
+    if result.what == "named":  # reconciling with the id makes it due; if that is lost, it is looked for again
+        return kept | {"next_attempt_at": now + _LEASE_MARGIN}
     if result.error:
         return kept | _failure(result, result.error, row, rules, now)
     kept |= {
@@ -334,7 +437,9 @@ def _columns(result: Result, row: Mapping[str, Any], rules: Rules, now: datetime
     if result.what == "revoked":
         kept |= {"status": GrantStatus.REVOKED, "revoked_at": now, "resource": None}
     elif result.what == "pending":
-        kept |= {"status": GrantStatus.PENDING, "next_attempt_at": now + rules.settings.recheck_every}
+        waiting = result.receipt.waiting if result.receipt else None
+        kept |= {"status": GrantStatus.PENDING, "next_attempt_at": now + rules.settings.recheck_every,
+                 "who": "customer" if waiting else None, "reason": waiting}  # fmt: skip
     else:
         kept |= {"status": GrantStatus.GRANTED, "granted_at": row["granted_at"] if was == "granted" else now}
     if kept["status"] != was:

@@ -13,7 +13,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from config.settings import Settings
-from connectors.base import LicenseKey, Receipt, Tools
+from connectors.base import AccountToken, LicenseKey, Rate, Receipt, Tools, Unavailable
 
 ACCESS_KEY = "AKIAIOSFODNN7EXAMPLE"
 SECRET_KEY = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
@@ -59,6 +59,44 @@ class MemoryLicenseKeys:
         return self.kept.get(resource)
 
 
+class MemoryLimits:
+    """Limits that are never used up; what was taken, parked and learned is remembered. Parked is refused."""
+
+    def __init__(self) -> None:
+        self.taken: list[Rate] = []
+        self.parked: dict[str, tuple[float, str]] = {}
+        self.learned: dict[str, Rate] = {}
+
+    async def take(self, *rates: Rate) -> None:
+        for rate in rates:
+            if rate.name in self.parked:
+                seconds, reason = self.parked[rate.name]
+                raise Unavailable(reason, retry_after=seconds)
+        self.taken += rates
+
+    async def park(self, name: str, seconds: float, reason: str) -> None:
+        self.parked[name] = (seconds, reason)
+
+    async def learn(self, rate: Rate) -> None:
+        self.learned[rate.name] = rate
+
+
+class MemoryTokens:
+    """Tokens by platform and account."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], AccountToken] = {}
+
+    async def find(self, platform: str, account_id: str) -> AccountToken | None:
+        return self.kept.get((platform, account_id))
+
+    async def keep(self, platform: str, account_id: str, token: AccountToken) -> None:
+        self.kept[platform, account_id] = token
+
+    async def forget(self, platform: str, account_id: str) -> None:
+        self.kept.pop((platform, account_id), None)
+
+
 @dataclass
 class World:
     """Everything outside of a connector. Connectors made of it one after another find what earlier ones did."""
@@ -68,10 +106,12 @@ class World:
     now: Callable[[], datetime]
     passes: MemoryPasses = field(default_factory=MemoryPasses)
     license_keys: MemoryLicenseKeys = field(default_factory=MemoryLicenseKeys)
+    limits: MemoryLimits = field(default_factory=MemoryLimits)
+    tokens: MemoryTokens = field(default_factory=MemoryTokens)
 
     @property
     def tools(self) -> Tools:
-        return Tools(self.settings, self.passes, self.license_keys, self.executor, self.now)
+        return Tools(self.settings, self.passes, self.license_keys, self.executor, self.now, self.limits, self.tokens)
 
 
 @dataclass(frozen=True)

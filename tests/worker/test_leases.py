@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from config.catalogue import BenefitConfig, Per, parse_catalogue
 from config.settings import Settings
 from connectors import TERMS
-from connectors.base import ActionRequired, ConnectorError, Holding, Receipt, Recipient
+from connectors.base import ActionRequired, ConnectorError, Holding, Receipt, Recipient, Serving
 from connectors.custom_link import Terms
 from tests.conftest import PRODUCT, SECOND_PRODUCT, Clock, Recorded, Running, run_service
 from worker.app import open_service
@@ -42,7 +42,7 @@ SHARED = "hall"
 
 
 @dataclass
-class Platform:
+class Platform(Serving):
     """The world outside, as both workers see it. Calls whose gates are given wait there, after having had effect."""
 
     Config: ClassVar[type[BenefitConfig]] = Terms
@@ -82,7 +82,7 @@ class Platform:
         number = await self._act("grant", resource, lambda: self.inside.add(resource))
         return Receipt(resource, {"call": number})
 
-    async def revoke(self, held: Receipt) -> None:
+    async def revoke(self, held: Receipt, *, last: bool = True) -> None:
         await self._act("revoke", held.resource, lambda: self.inside.discard(held.resource))
 
     async def holds(self, held: Receipt) -> Holding:

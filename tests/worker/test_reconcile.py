@@ -608,13 +608,13 @@ def _it(terms: Catalogue) -> Benefit:
 
 def test_the_target_changes_with_what_the_grant_is_made_from_and_with_nothing_else() -> None:
     to = Recipient(customer_id="c", email="a@example.com", accounts={"github": "1", "discord": "2"})
-    same = target_of(_it(BY_PRODUCT), to)
-    assert target_of(_it(BY_PRODUCT), msgspec.structs.replace(to, accounts={"discord": "2", "github": "1"})) == same
-    assert target_of(_it(sold(BENEFITS, grace='"9d"', trials="false", description='"new"')), to) == same
-    assert target_of(_it(BY_PRODUCT), msgspec.structs.replace(to, email="b@example.com")) != same
-    assert target_of(_it(BY_PRODUCT), msgspec.structs.replace(to, accounts={"github": "1"})) != same
+    same = target_of(_it(BY_PRODUCT), "", to)
+    assert target_of(_it(BY_PRODUCT), "", msgspec.structs.replace(to, accounts={"discord": "2", "github": "1"})) == same
+    assert target_of(_it(sold(BENEFITS, grace='"9d"', trials="false", description='"new"')), "", to) == same
+    assert target_of(_it(BY_PRODUCT), "", msgspec.structs.replace(to, email="b@example.com")) != same
+    assert target_of(_it(BY_PRODUCT), "", msgspec.structs.replace(to, accounts={"github": "1"})) != same
     other = catalogue('[benefits.it]\nconnector = "custom_link"\nnote = "y"\n')
-    assert target_of(_it(other), to) != same
+    assert target_of(_it(other), "", to) != same
 
 
 def test_there_is_one_grant_id_for_each_customer_and_slot() -> None:
@@ -630,7 +630,7 @@ def test_there_is_one_grant_id_for_each_customer_and_slot() -> None:
 
 STATE = CustomerState(id="c")
 SLOT = ("it", None, None)
-TARGET = target_of(_it(BY_PRODUCT), recipient(STATE, None, None))
+TARGET = target_of(_it(BY_PRODUCT), "", recipient(STATE, None, None))
 
 
 def wanted(*members: str | None) -> list[Entitlement]:
@@ -695,7 +695,7 @@ def test_each_member_is_planned_alone() -> None:
 
 
 def _target_for(member: str) -> str:
-    return target_of(_it(BY_PRODUCT), recipient(STATE, member, None))
+    return target_of(_it(BY_PRODUCT), "", recipient(STATE, member, None))
 
 
 def test_the_plan_is_the_same_in_whatever_order_it_is_asked() -> None:

@@ -19,6 +19,7 @@ from connectors.base import (
     Receipt,
     Recipient,
     Rejected,
+    Serving,
     Unavailable,
 )
 from connectors.custom_link import Terms
@@ -40,7 +41,7 @@ url = "https://example.com/room"
 
 
 @dataclass
-class Platform:
+class Platform(Serving):
     """A platform outside: who is in which room. What it is told to fail with, it raises once for each in `fails`."""
 
     Config: ClassVar[type[BenefitConfig]] = Terms
@@ -70,7 +71,7 @@ class Platform:
             self.inside.add(resource)
         return Receipt(resource, {"url": config.url})
 
-    async def revoke(self, held: Receipt) -> None:
+    async def revoke(self, held: Receipt, *, last: bool = True) -> None:
         await self._called("revoke", held.resource)
         if not self.forgets:
             self.inside.discard(held.resource)

@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from config.settings import Settings
-from connectors.base import Connector
+from connectors.base import Connector, Limits
+from worker.accounts import Accounts
 from worker.http.present import DownloadTokens
 from worker.pipeline import Pipeline
 from worker.store.database import Database
@@ -31,4 +32,6 @@ class Context:
     connectors: Mapping[str, Connector[Any]]
     ready: ReadyAnswers
     tokens: DownloadTokens
+    accounts: Accounts
+    limits: Limits
     now: Callable[[], datetime]

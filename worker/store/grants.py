@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
-from connectors.base import LicenseKey
+from connectors.base import LicenseKey, Receipt
 from worker.store.models import Download, GrantRow, GrantStatus, Lease, LicenseKeyRow, PassRow, Pulse
 from worker.store.upsert import among, upsert
 
@@ -16,6 +17,9 @@ passes = PassRow.__table__  # type: ignore[attr-defined]
 license_keys = LicenseKeyRow.__table__  # type: ignore[attr-defined]
 downloads = Download.__table__  # type: ignore[attr-defined]
 pulses = Pulse.__table__  # type: ignore[attr-defined]
+
+_encode = msgspec.json.Encoder().encode
+_receipt = msgspec.json.Decoder(Receipt).decode
 
 
 _OF_CUSTOMERS = sa.select(grants).where(grants.c.customer_id.in_(among("ids"))).order_by(grants.c.id)
@@ -99,7 +103,8 @@ def due(connection: sa.Connection, now: datetime, *, untouched_since: datetime, 
         sa.select(grants.c.id)
         .where(
             grants.c.next_attempt_at <= now,
-            sa.or_(grants.c.attempts > 0, grants.c.next_attempt_at <= untouched_since),
+            # Whoever was told to wait has used up no attempt, but has a reason.
+            sa.or_(grants.c.attempts > 0, grants.c.reason.is_not(None), grants.c.next_attempt_at <= untouched_since),
         )
         .order_by(grants.c.next_attempt_at)
         .limit(limit)
@@ -107,26 +112,64 @@ def due(connection: sa.Connection, now: datetime, *, untouched_since: datetime, 
     return list(connection.execute(statement).scalars())
 
 
-_HOLDING = sa.select(grants.c.id, grants.c.resource, grants.c.held).where(
-    sa.or_(grants.c.resource.in_(among("resources")), grants.c.held.in_(among("resources"))), grants.c.wanted.is_(True)
+_ABOUT = sa.select(
+    grants.c.id, grants.c.connector, grants.c.wanted, grants.c.resource, grants.c.held, grants.c.receipt
+).where(sa.or_(grants.c.resource.in_(among("resources")), grants.c.held.in_(among("resources"))))
+
+
+def about(connection: sa.Connection, resources: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return, by external resource, the grants of anybody that have it or are to have it."""
+    wanted = list(resources)
+    found: dict[str, list[dict[str, Any]]] = {}
+    if wanted:
+        asked = set(wanted)
+        for row in connection.execute(_ABOUT, {"resources": wanted}):
+            for one in {row.resource, row.held} & asked:
+                found.setdefault(one, []).append(row._asdict())
+    return found
+
+
+def _inside(column: Any) -> Any:  # noqa: ANN401 - a column, and a condition
+    """Return the condition that a resource lies in the scope `:scope`: `;` is the character after `:`."""
+    start = sa.bindparam("scope", type_=sa.Text) + ":"
+    return sa.and_(column > start, column < sa.bindparam("scope", type_=sa.Text) + ";")
+
+
+_WANTS_IN = (
+    sa.select(grants.c.id)
+    .where(
+        sa.or_(
+            _inside(grants.c.resource),
+            _inside(grants.c.held),
+            # Not begun yet: it may be about to need the same scope.
+            sa.and_(
+                grants.c.customer_id == sa.bindparam("customer"),
+                grants.c.connector == sa.bindparam("connector"),
+                grants.c.resource.is_(None),
+            ),
+        ),
+        grants.c.wanted.is_(True),
+        grants.c.id != sa.bindparam("but"),
+    )
+    .limit(1)
 )
 
 
-def holding(connection: sa.Connection, resources: Iterable[str]) -> dict[str, set[str]]:
-    """Return, by external resource, the grants of anybody that want it to stay."""
-    wanted = list(resources)
-    found: dict[str, set[str]] = {one: set() for one in wanted}
-    if wanted:
-        for row in connection.execute(_HOLDING, {"resources": wanted}):
-            for one in {row.resource, row.held} & found.keys():
-                found[one].add(row.id)
-    return found
+def wants_in(connection: sa.Connection, scope: str, but: Mapping[str, Any]) -> bool:
+    """Whether any grant but this one wants something in a scope, like a role in a guild that somebody is in."""
+    values = {"scope": scope, "but": but["id"], "customer": but["customer_id"], "connector": but["connector"]}
+    return connection.execute(_WANTS_IN, values).first() is not None
 
 
 _INTEND = (
     grants.update()
     .where(grants.c.id == sa.bindparam("row"))
-    .values(resource=sa.bindparam("resource"), held=sa.bindparam("resource"), receipt=sa.bindparam("receipt"))
+    .values(
+        {
+            **{name: sa.bindparam("resource") for name in ("resource", "held", "touched")},
+            "receipt": sa.bindparam("receipt"),
+        }
+    )
 )
 
 
@@ -140,12 +183,18 @@ _DUE_ON = sa.select(grants.c.id).where(
     sa.or_(grants.c.resource.in_(among("resources")), grants.c.held.in_(among("resources"))),
     grants.c.next_attempt_at <= sa.bindparam("now"),
 )
+_DUE_IN = sa.select(grants.c.id).where(
+    sa.or_(_inside(grants.c.resource), _inside(grants.c.held)), grants.c.next_attempt_at <= sa.bindparam("now")
+)
 
 
-def due_on(connection: sa.Connection, resources: Iterable[str], now: datetime) -> list[str]:
-    """Return the grants of these external resources that are due: they waited for a lease."""
+def due_on(connection: sa.Connection, resources: Iterable[str], scopes: Iterable[str], now: datetime) -> list[str]:
+    """Return the grants of these external resources, and within these scopes, that are due: they waited for a lease."""
     wanted = list(resources)
-    return list(connection.execute(_DUE_ON, {"resources": wanted, "now": now}).scalars()) if wanted else []
+    found = list(connection.execute(_DUE_ON, {"resources": wanted, "now": now}).scalars()) if wanted else []
+    for scope in scopes:
+        found += connection.execute(_DUE_IN, {"scope": scope, "now": now}).scalars()
+    return found
 
 
 SETTLED = (
@@ -164,10 +213,21 @@ def settle(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None
 
 
 def retry(connection: sa.Connection, ids: Sequence[str], now: datetime) -> int:
-    """Have grants settled again from the first attempt; returns how many there are."""
+    """Have grants settled again from the first attempt, and the customer asked again; returns how many there are."""
+    rows = connection.execute(
+        sa.select(grants.c.id, grants.c.receipt)
+        .where(grants.c.id.in_(list(ids)))
+        .order_by(grants.c.id)
+        .with_for_update()
+    ).all()
+    for row in rows:
+        receipt = _receipt(row.receipt) if row.receipt else None
+        if receipt and receipt.offers:
+            fresh = _encode(msgspec.structs.replace(receipt, offers=0)).decode()
+            connection.execute(grants.update().where(grants.c.id == row.id).values(receipt=fresh))
     return connection.execute(
         grants.update()
-        .where(grants.c.id.in_(list(ids)))
+        .where(grants.c.id.in_([row.id for row in rows]))
         .values(
             generation=grants.c.generation + 1,
             attempts=0,

@@ -13,6 +13,11 @@ from sqlmodel import Field, SQLModel
 _Number = BigInteger().with_variant(Integer(), "sqlite")
 
 
+# In the order of bytes on every server, as Python sorts: whoever takes several leases takes them in one order, and all
+# resources of one scope stand together.
+_Resource = Text().with_variant(Text(collation="C"), "postgresql")
+
+
 class UtcTime(TypeDecorator[datetime]):
     """A time in UTC on both databases; SQLite has no time zones and keeps it without one."""
 
@@ -207,6 +212,7 @@ class GrantRow(SQLModel, table=True):
     connector: str = Field(sa_column=Column(Text, nullable=False))
     member_id: str | None = Field(default=None, sa_column=Column(Text))
     purchase: str | None = Field(default=None, sa_column=Column(Text))
+    part: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
     wanted: bool = Field(sa_column=Column(Boolean, nullable=False))
     status: GrantStatus = Field(sa_column=Column(Text, nullable=False))
     standing: str | None = Field(default=None, sa_column=Column(Text))
@@ -215,8 +221,10 @@ class GrantRow(SQLModel, table=True):
     target: str = Field(sa_column=Column(Text, nullable=False))
     generation: int = Field(default=1, sa_column=Column(Integer, nullable=False))
     settled_generation: int = Field(default=0, sa_column=Column(Integer, nullable=False))
-    resource: str | None = Field(default=None, sa_column=Column(Text))
-    held: str | None = Field(default=None, sa_column=Column(Text))
+    resource: str | None = Field(default=None, sa_column=Column(_Resource))
+    held: str | None = Field(default=None, sa_column=Column(_Resource))
+    touched: str | None = Field(default=None, sa_column=Column(_Resource, index=True))
+    """What was last given, or may have been: it stays when it is taken back, so that an audit knows our hand."""
     receipt: str | None = Field(default=None, sa_column=Column(Text))
     attempts: int = Field(default=0, sa_column=Column(Integer, nullable=False))
     next_attempt_at: datetime | None = _time()
@@ -233,10 +241,58 @@ class Lease(SQLModel, table=True):
 
     __tablename__ = "leases"
 
-    # In the order of bytes on every server, as Python sorts: whoever takes several takes them in one order.
-    resource: str = Field(sa_column=Column(Text().with_variant(Text(collation="C"), "postgresql"), primary_key=True))
+    resource: str = Field(sa_column=Column(_Resource, primary_key=True))
     token: str = Field(sa_column=Column(Text, nullable=False))
     until: datetime = _time(null=False)
+
+
+class Limit(SQLModel, table=True):
+    """A limit of a platform: the calls of the last while, and until when nothing is called at all."""
+
+    __tablename__ = "limits"
+
+    name: str = Field(sa_column=Column(_Resource, primary_key=True))
+    most: int | None = Field(default=None, sa_column=Column(Integer))
+    """What the platform said that its limit is; None while it has not."""
+    seconds: float | None = Field(default=None, sa_column=Column(Double))
+    calls: bytes = Field(default=b"", sa_column=Column(LargeBinary, nullable=False))
+    """Unix times, as doubles: the places that were taken, in order."""
+    promised: bytes = Field(default=b"", sa_column=Column(LargeBinary, nullable=False))
+    """When those were told to come again who found no place."""
+    parked_until: datetime | None = _time()
+    reason: str | None = Field(default=None, sa_column=Column(Text))
+
+
+class AccountRow(SQLModel, table=True):
+    """An account of a customer or member at a platform, and who told us of it."""
+
+    __tablename__ = "accounts"
+    __table_args__ = (Index("accounts_account", "platform", "account_id"),)
+
+    customer_id: str = Field(sa_column=Column(Text, primary_key=True))
+    member_id: str = Field(sa_column=Column(Text, primary_key=True))
+    """Empty: the customer in person."""
+    platform: str = Field(sa_column=Column(Text, primary_key=True))
+    source: str = Field(sa_column=Column(Text, primary_key=True))
+    account_id: str | None = Field(default=None, sa_column=Column(Text))
+    name: str | None = Field(default=None, sa_column=Column(Text))
+    token: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """What the customer allowed us, encrypted."""
+    sealed_with: str | None = Field(default=None, sa_column=Column(Text, index=True))
+    """The fingerprint of the key that encrypted it."""
+    created_at: datetime = _time(null=False)
+    modified_at: datetime = _time(null=False)
+
+
+class AuditRow(SQLModel, table=True):
+    """What an audit found; the newest few are kept."""
+
+    __tablename__ = "audits"
+
+    id: int | None = Field(default=None, sa_column=Column(_Number, primary_key=True, autoincrement=True))
+    at: datetime = _time(null=False)
+    findings: int = Field(sa_column=Column(Integer, nullable=False))
+    report: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 
 class PassRow(SQLModel, table=True):

@@ -1,0 +1,52 @@
+"""The limits of platforms, as connectors use them."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import partial
+
+import structlog
+
+from connectors.base import Rate, Unavailable
+from worker.store import limits
+from worker.store.database import Database
+
+log = structlog.get_logger()
+
+_PATIENCE_SECONDS = 0.3
+"""A place that is free so soon is waited for: going back through the database costs as much."""
+
+
+class StoredLimits:
+    """Limits, in the database: every worker's calls are counted together."""
+
+    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._now = now
+        self._learned: dict[str, Rate] = {}
+
+    async def take(self, *rates: Rate) -> None:
+        """Take a place under each limit, or none. Raises Unavailable with `retry_after`."""
+        slept = 0.0
+        while True:
+            now = self._now()
+            wait = await self._database.write(partial(limits.take, rates=rates, now=now))
+            if wait is None:
+                return
+            if wait.seconds + slept > _PATIENCE_SECONDS:
+                raise Unavailable(wait.reason, retry_after=wait.seconds)
+            slept += wait.seconds
+            await asyncio.sleep(wait.seconds)
+
+    async def park(self, name: str, seconds: float, reason: str) -> None:
+        """Have all who take places of this name wait so long."""
+        until = self._now() + timedelta(seconds=seconds)
+        is_news = await self._database.write(partial(limits.park, name=name, until=until, reason=reason))
+        if is_news:
+            log.warning("a platform asked us to wait", limit=name, seconds=round(seconds, 1), reason=reason)
+
+    async def learn(self, rate: Rate) -> None:
+        """Remember what the platform says its limit is."""
+        if self._learned.get(rate.name) != rate:
+            await self._database.write(partial(limits.learn, rate=rate))
+            self._learned[rate.name] = rate
