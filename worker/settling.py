@@ -260,11 +260,11 @@ def _scope(held: Receipt, connectors: Mapping[str, Connector[Any]]) -> str:
 
 
 def _scopes(one: Claim, connectors: Mapping[str, Connector[Any]]) -> set[str]:
-    """Return what nobody else may work on meanwhile. An account that is looked for is nothing yet: the grant itself."""
+    """Return what nobody else may work on meanwhile."""
     scopes = {_scope(one.held, connectors)} if one.held else set()
     if one.resource:
         scopes.add(connectors[one.row["connector"]].scope(one.resource))
-    return scopes or {f"grant:{one.row['id']}"}
+    return scopes
 
 
 def _intended(one: Claim) -> Receipt | None:

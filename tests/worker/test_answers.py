@@ -81,8 +81,8 @@ def row(**fields: Any) -> dict[str, Any]:
     because = '[{"source":"order","id":"o","delivery":"d","standing":"active"}]'
     receipt = msgspec.json.encode(Receipt("link/1", {"url": "https://example.com"})).decode()
     return {
-        "id": "g", "benefit": "link", "connector": "custom_link", "member_id": None, "purchase": None, "wanted": True,
-        "status": GrantStatus.GRANTED, "standing": "active", "valid_until": None, "because": because,
+        "id": "g", "benefit": "link", "connector": "custom_link", "member_id": None, "purchase": None, "part": "",
+        "wanted": True, "status": GrantStatus.GRANTED, "standing": "active", "valid_until": None, "because": because,
         "receipt": receipt, "who": None, "reason": None, "granted_at": NOW, "revoked_at": None,
     } | fields  # fmt: skip
 

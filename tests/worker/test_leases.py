@@ -289,6 +289,8 @@ async def test_what_a_worker_did_before_it_died_is_found_by_the_other(two: Two, 
         "data": {},
         "connector": "custom_link",
         "intended": True,
+        "waiting": None,
+        "offers": 0,
     }
     assert row["held"] in two.platform.inside
     dying.cancel()

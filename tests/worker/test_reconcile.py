@@ -437,7 +437,7 @@ def test_seats_of_a_one_time_purchase_work_alike() -> None:
     told.send("order.updated", order)
     member = take_seat(told, order, "a", of="order_id")
     one = only(told, sold(per='"purchase"'))
-    assert one.slot == ("it", member, order["id"])
+    assert one.slot == ("it", member, order["id"], "")
     assert one.because[0].order_id == order["id"]
 
 
@@ -618,18 +618,18 @@ def test_the_target_changes_with_what_the_grant_is_made_from_and_with_nothing_el
 
 
 def test_there_is_one_grant_id_for_each_customer_and_slot() -> None:
-    slots = list(itertools.product(("x", "y"), (None, "m"), (None, "p")))
+    slots = list(itertools.product(("x", "y"), (None, "m"), (None, "p"), ("", "q")))
     ids = {grant_id(customer, slot) for customer in ("c", "d") for slot in slots}
     assert len(ids) == 2 * len(slots)
     assert all(UUID(one).version == 5 for one in ids)
-    assert grant_id("c", ("x", None, None)) == grant_id("c", ("x", None, None))
-    assert grant_id("c", ("x", "m", None)) != grant_id("c", ("x", None, "m"))
+    assert grant_id("c", ("x", None, None, "")) == grant_id("c", ("x", None, None, ""))
+    assert grant_id("c", ("x", "m", None, "")) != grant_id("c", ("x", None, "m", ""))
 
 
 # The plan.
 
 STATE = CustomerState(id="c")
-SLOT = ("it", None, None)
+SLOT = ("it", None, None, "")
 TARGET = target_of(_it(BY_PRODUCT), "", recipient(STATE, None, None))
 
 
@@ -690,7 +690,7 @@ def test_what_was_taken_and_is_not_owed_stays_so() -> None:
 
 def test_each_member_is_planned_alone() -> None:
     gone, kept = (held(id=one, member_id=one, target=_target_for(one)) for one in ("gone", "kept"))
-    slot = ("it", "new", None)
+    slot = ("it", "new", None, "")
     assert changes(wanted("kept", "new"), [gone, kept]) == [("give", grant_id("c", slot)), ("take", "gone")]
 
 

@@ -449,6 +449,7 @@ async def test_two_new_benefits_of_one_room_are_both_given_at_once(two_doors: Sh
     for event in two_doors.running.story("purchase"):
         await two_doors.running.post(event)
     pipeline = two_doors.running.service.pipeline
+    await pipeline.close()  # has triggered all that was accepted
     await pipeline.process(two_doors.running.trigger.deliveries)
     planned = list(two_doors.running.trigger.grants)
     assert len(planned) == 2
