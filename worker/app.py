@@ -21,6 +21,7 @@ from config.settings import Settings
 from connectors import CONNECTORS, TERMS
 from connectors.base import LicenseKey, Tools
 from worker.accounts import Accounts, StoredTokens, seal_of
+from worker.audit import Audit
 from worker.batching import Together
 from worker.embedded import EmbeddedServer
 from worker.http.api import make_api
@@ -205,6 +206,7 @@ async def run(
             if work:
                 await service.tokens.reseal()
                 tasks.create_task(service.pipeline.sweep_for_ever(stopping))
+                tasks.create_task(Audit(service.pipeline).audit_for_ever(stopping))
                 service.pipeline.works_near = True
                 jobs: dict[str, Job] = {
                     "process": Together(service.pipeline.process, most=PROCESS_BATCH, rest=_REST_SECONDS),

@@ -1,6 +1,6 @@
 """What is measured while running; the ledger and backlog are read from the database when they are asked for."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 REGISTRY = CollectorRegistry()
 
@@ -12,6 +12,7 @@ SETTLED = Counter("almoner_settled", "Grants settled, by outcome", ["connector",
 REFUSED = Counter(
     "almoner_connector_failures", "Failures by what happens next", ["connector", "error"], registry=REGISTRY
 )
+AUDITED = Gauge("almoner_audit_findings", "What the last audit of this process found", ["kind"], registry=REGISTRY)
 TIME_TO_GRANT = Histogram(
     "almoner_time_to_grant_seconds", "From planning a grant until it is proven", ["connector"], buckets=_SECONDS,
     registry=REGISTRY,

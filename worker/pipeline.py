@@ -17,11 +17,11 @@ import structlog
 
 from config.catalogue import Catalogue, CatalogueError
 from config.settings import Settings
-from connectors.base import Connector, Receipt
+from connectors.base import Connector, Receipt, Unavailable
 from worker import folding, metrics, settling
 from worker.folding import Folded, Rules
 from worker.settling import Claim, Claimed, Result
-from worker.store import catalogues, customers, grants, inbox
+from worker.store import catalogues, customers, grants, inbox, limits
 from worker.store.database import Database
 from worker.store.inbox import Accepted, Arrival, Locked, Outcome
 from worker.store.models import DeliveryStatus
@@ -293,13 +293,16 @@ class Pipeline:
         for result in results:
             if result.error:
                 metrics.REFUSED.labels(result.claim.row["connector"], type(result.error).__name__).inc()
-                log.warning(
-                    "a grant could not be settled",
+                is_refused = not result.claim.row["wanted"] and not isinstance(result.error, Unavailable)
+                say = log.error if is_refused else log.warning
+                say(
+                    "access that has ended cannot be taken back" if is_refused else "a grant could not be settled",
                     grant=result.claim.row["id"],
                     customer=result.claim.row["customer_id"],
                     benefit=result.claim.row["benefit"],
                     outcome=type(result.error).__name__,
                     reason=str(result.error),
+                    **({"next": f"almoner grants retry {result.claim.row['id']}"} if is_refused else {}),
                 )
         if settled.renamed:
             await self.refresh(settled.renamed)
@@ -461,6 +464,7 @@ def _fail(group: Sequence[tuple[Arrival, asyncio.Future[Accepted]]], error: Exce
 def _housekeeping(now: datetime) -> Callable[[sa.Connection], None]:
     def keep(connection: sa.Connection) -> None:
         grants.beat(connection, SWEEP_PULSE, now)
+        limits.prune(connection, now)
         inbox.compact_ledger(connection)
 
     return keep

@@ -416,6 +416,8 @@ def _columns(result: Result, row: Mapping[str, Any], rules: Rules, now: datetime
     kept = {name: row[name] for name in grants.SETTLED}
     kept["receipt"] = _encode(result.receipt).decode() if result.receipt else None
     kept["held"] = result.receipt.resource if result.receipt else None
+    if result.what in {"revoked", "moved"} and result.claim.held:
+        kept["taken"] = _encode(result.claim.held).decode()
     if result.claim.resource or result.claim.refused:
         kept["resource"] = result.claim.resource
     if row["generation"] != result.claim.row["generation"] or result.what in {"moved", "seen"}:

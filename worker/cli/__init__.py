@@ -5,7 +5,7 @@ Exit codes: 0 done, 1 something is wrong and was said, 2 the command was called 
 
 import typer
 
-from worker.cli import benefits, deliveries, grants, run, simulate
+from worker.cli import audit, benefits, deliveries, grants, run, simulate
 from worker.cli.output import Failure, console_err
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("simulate")(simulate.simulate)
 app.add_typer(deliveries.app, name="deliveries")
 app.command("replay")(deliveries.replay_deliveries)
 app.add_typer(grants.app, name="grants")
+app.command("audit")(audit.audit)
 
 
 def main() -> None:

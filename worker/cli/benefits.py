@@ -5,8 +5,10 @@ from typing import Annotated, Any
 import typer
 from pydantic import SecretStr
 
+from config.catalogue import Catalogue
 from config.durations import format_duration
 from config.settings import PREFIX, Settings
+from connectors.base import ConnectorError
 from worker.cli.output import (
     Failure,
     catalogue_or_fail,
@@ -23,7 +25,10 @@ from worker.verify import fingerprint
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
 
-def check(as_json: AsJson = False) -> None:
+Online = Annotated[bool, typer.Option("--online", help="Also ask GitHub and Discord whether benefits can be given.")]
+
+
+def check(as_json: AsJson = False, online: Online = False) -> None:
     """Read the settings and the benefits file, say what is wrong and what it would change; secrets are hidden."""
     settings = settings_or_fail()
     catalogue = catalogue_or_fail(settings)
@@ -39,21 +44,22 @@ def check(as_json: AsJson = False) -> None:
         for one in catalogue.benefits.values()
     ]
 
-    async def preview() -> tuple[int, int, str | None, list[dict[str, Any]]]:
+    async def preview() -> tuple[int, int, str | None, list[dict[str, Any]], list[str]]:
         async with service(settings) as opened:
             from worker.store import catalogues, inbox
 
             taken, live = await opened.pipeline.preview(catalogue)
             held = await opened.database.read(catalogues.held)
             uses = await opened.database.read(inbox.secrets_in_use)
-            return taken, live, held["held_because"] if held else None, uses
+            problems = await _examined(opened, catalogue) if online else []
+            return taken, live, held["held_because"] if held else None, uses, problems
 
-    taken, live, held, uses = run(preview())
+    taken, live, held, uses, problems = run(preview())
     secrets = _secrets(settings, uses)
     if as_json:
         print_json({"settings": shown, "benefits": benefits, "would_revoke": taken, "live_grants": live, "held": held,
-                    "webhook_secrets": secrets})  # fmt: skip
-        return
+                    "webhook_secrets": secrets, "problems": problems})  # fmt: skip
+        raise SystemExit(1 if problems else 0)
     print_table("Settings", ("name", "value"), [{"name": name, "value": value} for name, value in shown.items()], {})
     place = settings.benefits if settings.benefits.exists() else "config/benefits.example.toml, the example"
     print_table(f"Benefits in {place}", ("benefit", "connector", "given_for", "per", "grace"), benefits, {})
@@ -63,7 +69,25 @@ def check(as_json: AsJson = False) -> None:
         console.print(f"This file would revoke [bold]{taken}[/] of {live} live grants.")
     if held:
         console.print(f"[bold yellow]The file is held:[/] {held}. If that is right: [bold]almoner accept-benefits[/]")
+    if problems:
+        raise Failure(*problems)
+    if online:
+        console.print("[green]Every benefit can be given where it is to be given.[/]")
     console.print("[green]The settings and the benefits file are right.[/]")
+
+
+async def _examined(opened: Any, catalogue: Catalogue) -> list[str]:  # noqa: ANN401 - Service
+    """Return, in sentences, why benefits cannot be given at their platforms."""
+    problems = []
+    for benefit in catalogue.benefits.values():
+        connector = opened.pipeline.connectors[benefit.connector]
+        for part in benefit.parts.values():
+            try:
+                found = await connector.examine(part.config)
+            except ConnectorError as error:
+                found = [str(error)]
+            problems += [f"benefits.{benefit.key}: {one}" for one in found]
+    return problems
 
 
 def _secrets(settings: Settings, uses: list[dict[str, Any]]) -> list[dict[str, Any]]:

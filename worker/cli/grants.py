@@ -73,7 +73,18 @@ def list_grants(
     if as_json:
         print_json({"grants": [_readable(row) for row in rows]})
         return
-    columns = ("id", "benefit", "status", "customer_id", "member_id", "standing", "valid_until", "who", "reason")
+    columns = (
+        "id",
+        "benefit",
+        "part",
+        "status",
+        "customer_id",
+        "member_id",
+        "standing",
+        "valid_until",
+        "who",
+        "reason",
+    )
     print_table("Grants", columns, rows, {"status": colored}, narrow=("id", "benefit", "status", "reason"))
     if len(rows) == limit:
         console.print(f"These are {limit}, the most urgent first; see more with --limit")

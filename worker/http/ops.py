@@ -1,6 +1,7 @@
 """For operators: replay a delivery, see whether the service is well, and its metrics."""
 
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +17,7 @@ from worker.http.customers import name_of
 from worker.http.errors import ApiError
 from worker.pipeline import SWEEP_PULSE
 from worker.replay import replay
-from worker.store import grants, inbox
+from worker.store import grants, inbox, limits
 from worker.store.inbox import Filter
 
 _STALE_SWEEP = timedelta(seconds=30)
@@ -91,17 +92,20 @@ def _sweep_problem(beaten: datetime | None, now: datetime) -> str | None:
 async def prometheus(request: Request[Any, Any, State]) -> Response[bytes]:
     """Return the metrics of this process, and of the database that all processes share."""
     context: Context = request.app.state.context
-    shared = await context.database.read(_shared)
-    document = generate_latest(metrics.REGISTRY) + generate_latest(_gauges(shared, context.now()))
+    now = context.now()
+    shared = await context.database.read(partial(_shared, now=now))
+    document = generate_latest(metrics.REGISTRY) + generate_latest(_gauges(shared, now))
     return Response(document, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _shared(connection: sa.Connection) -> dict[str, Any]:
+def _shared(connection: sa.Connection, now: datetime) -> dict[str, Any]:
     return {
         "ledger": inbox.balance(connection),
         "oldest": inbox.oldest_pending(connection),
         "grants": grants.by_status(connection),
         "beaten": grants.last_beat(connection, SWEEP_PULSE),
+        "revoking": grants.oldest_revoking(connection),
+        "parked": limits.parked(connection, now),
     }
 
 
@@ -119,6 +123,12 @@ def _gauges(shared: dict[str, Any], now: datetime) -> CollectorRegistry:
     held = Gauge("almoner_grants", "Grants, by connector and status", ["connector", "status"], registry=registry)
     for (connector, status), count in shared["grants"].items():
         held.labels(connector, status).set(count)
+    revoking = Gauge("almoner_revoking_age_seconds", "Age of the oldest revocation that is not proven: access that "
+                     "somebody may still have", registry=registry)  # fmt: skip
+    revoking.set((now - shared["revoking"]).total_seconds() if shared["revoking"] else 0)
+    parked = Gauge("almoner_parked_seconds", "How long a platform has asked us to wait", ["limit"], registry=registry)
+    for name, (until, _) in shared["parked"].items():
+        parked.labels(name).set((until - now).total_seconds())
     sweep = Gauge("almoner_sweep_age_seconds", "Since the sweep last said that it runs", registry=registry)
     sweep.set((now - shared["beaten"]).total_seconds() if shared["beaten"] else float("inf"))
     return registry

@@ -198,7 +198,7 @@ def due_on(connection: sa.Connection, resources: Iterable[str], scopes: Iterable
 
 
 SETTLED = (
-    "status", "settled_generation", "resource", "held", "receipt", "attempts", "next_attempt_at", "who", "reason",
+    "status", "settled_generation", "resource", "held", "receipt", "taken", "attempts", "next_attempt_at", "who", "reason",
     "granted_at", "revoked_at",
 )  # fmt: skip
 _SETTLE = (
@@ -261,6 +261,98 @@ def by_status(connection: sa.Connection) -> dict[tuple[str, str], int]:
         grants.c.connector, grants.c.status
     )
     return {(connector, status): count for connector, status, count in connection.execute(statement)}
+
+
+# What an audit asks.
+
+_GIVEN = (
+    sa.select(grants)
+    .where(
+        grants.c.benefit == sa.bindparam("benefit"),
+        grants.c.part == sa.bindparam("part"),
+        grants.c.wanted.is_(True),
+        grants.c.status == GrantStatus.GRANTED.value,
+        grants.c.id > sa.bindparam("after"),
+    )
+    .order_by(grants.c.id)
+    .limit(sa.bindparam("limit"))
+)
+_WANTED = sa.select(grants.c.resource, grants.c.held).where(
+    sa.or_(grants.c.resource.in_(among("resources")), grants.c.held.in_(among("resources"))),
+    sa.or_(grants.c.wanted.is_(True), grants.c.held.is_not(None)),
+)
+_TOUCHED = (
+    sa.select(grants)
+    .where(grants.c.touched.in_(among("resources")), grants.c.wanted.is_(False), grants.c.held.is_(None))
+    .order_by(grants.c.revoked_at, grants.c.id)
+)
+_LEFT_OPEN = (
+    sa.select(passes.c.resource)
+    .where(
+        passes.c.is_open.is_(True),
+        passes.c.resource > sa.bindparam("after"),
+        ~sa.exists().where(grants.c.held == passes.c.resource),
+    )
+    .order_by(passes.c.resource)
+    .limit(sa.bindparam("limit"))
+)
+_LEFT_KEYS = (
+    sa.select(license_keys.c.resource)
+    .where(
+        license_keys.c.status == "granted",
+        license_keys.c.resource > sa.bindparam("after"),
+        ~sa.exists().where(grants.c.held == license_keys.c.resource),
+    )
+    .order_by(license_keys.c.resource)
+    .limit(sa.bindparam("limit"))
+)
+
+
+def given(connection: sa.Connection, benefit: str, part: str, *, after: str, limit: int) -> list[dict[str, Any]]:
+    """Return the grants that say that a part of a benefit was given, in the order of their ids."""
+    values = {"benefit": benefit, "part": part, "after": after, "limit": limit}
+    return [row._asdict() for row in connection.execute(_GIVEN, values)]
+
+
+def spoken_for(connection: sa.Connection, resources: Iterable[str]) -> set[str]:
+    """Return which of these external resources some grant wants, or has and is still to take back."""
+    asked = list(resources)
+    rows = connection.execute(_WANTED, {"resources": asked}) if asked else []
+    return {name for row in rows for name in (row.resource, row.held) if name} & set(asked)
+
+
+def touched(connection: sa.Connection, resources: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return, by external resource, the grant under which we gave it last, though nothing of it should be left."""
+    rows = connection.execute(_TOUCHED, {"resources": list(resources)})
+    return {row.touched: row._asdict() for row in rows}
+
+
+def left_open(connection: sa.Connection, *, after: str, limit: int) -> list[str]:
+    """Return what we serve ourselves though no grant has it: passes and license keys, by resource."""
+    values = {"after": after, "limit": limit}
+    found = [*connection.execute(_LEFT_OPEN, values).scalars(), *connection.execute(_LEFT_KEYS, values).scalars()]
+    return sorted(found)[:limit]
+
+
+def take_again(connection: sa.Connection, grant_id: str, receipt: Receipt, now: datetime) -> bool:
+    """Have what a grant left behind taken back and proven gone; says whether it still is behind."""
+    return (
+        connection.execute(
+            grants.update()
+            .where(grants.c.id == grant_id, grants.c.wanted.is_(False), grants.c.held.is_(None))
+            .values(
+                held=receipt.resource, receipt=_encode(receipt).decode(), status=GrantStatus.REVOKING.value,
+                generation=grants.c.generation + 1, attempts=0, next_attempt_at=now, asked_at=now,
+            )
+        ).rowcount
+        > 0
+    )  # fmt: skip
+
+
+def oldest_revoking(connection: sa.Connection) -> datetime | None:
+    """Return since when the oldest revocation that is not proven has been asked for."""
+    statement = sa.select(sa.func.min(grants.c.asked_at)).where(grants.c.status == GrantStatus.REVOKING.value)
+    return connection.execute(statement).scalar_one_or_none()
 
 
 # Leases.

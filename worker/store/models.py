@@ -225,6 +225,8 @@ class GrantRow(SQLModel, table=True):
     held: str | None = Field(default=None, sa_column=Column(_Resource))
     touched: str | None = Field(default=None, sa_column=Column(_Resource, index=True))
     """What was last given, or may have been: it stays when it is taken back, so that an audit knows our hand."""
+    taken: str | None = Field(default=None, sa_column=Column(Text))
+    """The receipt by which it was taken back."""
     receipt: str | None = Field(default=None, sa_column=Column(Text))
     attempts: int = Field(default=0, sa_column=Column(Integer, nullable=False))
     next_attempt_at: datetime | None = _time()

@@ -54,6 +54,7 @@ def upgrade() -> None:
     with op.batch_alter_table("grants", schema=None) as batch_op:
         batch_op.add_column(sa.Column("part", sa.Text(), server_default="", nullable=False))
         batch_op.add_column(sa.Column("touched", _RESOURCE, nullable=True))
+        batch_op.add_column(sa.Column("taken", sa.Text(), nullable=True))
         batch_op.create_index(batch_op.f("ix_grants_touched"), ["touched"], unique=False)
         if op.get_bind().dialect.name == "postgresql":
             for name in ("resource", "held"):
@@ -68,6 +69,7 @@ def downgrade() -> None:
         if op.get_bind().dialect.name == "postgresql":
             for name in ("resource", "held"):
                 batch_op.alter_column(name, type_=sa.Text(), existing_type=sa.Text(collation="C"))
+        batch_op.drop_column("taken")
         batch_op.drop_column("touched")
         batch_op.drop_column("part")
     op.drop_table("limits")
