@@ -198,8 +198,8 @@ def due_on(connection: sa.Connection, resources: Iterable[str], scopes: Iterable
 
 
 SETTLED = (
-    "status", "settled_generation", "resource", "held", "receipt", "taken", "attempts", "next_attempt_at", "who", "reason",
-    "granted_at", "revoked_at",
+    "status", "settled_generation", "resource", "held", "receipt", "taken", "attempts", "next_attempt_at", "who",
+    "reason", "granted_at", "revoked_at",
 )  # fmt: skip
 _SETTLE = (
     grants.update().where(grants.c.id == sa.bindparam("row")).values({name: sa.bindparam(name) for name in SETTLED})
@@ -317,7 +317,9 @@ def given(connection: sa.Connection, benefit: str, part: str, *, after: str, lim
 def spoken_for(connection: sa.Connection, resources: Iterable[str]) -> set[str]:
     """Return which of these external resources some grant wants, or has and is still to take back."""
     asked = list(resources)
-    rows = connection.execute(_WANTED, {"resources": asked}) if asked else []
+    if not asked:
+        return set()
+    rows = connection.execute(_WANTED, {"resources": asked})
     return {name for row in rows for name in (row.resource, row.held) if name} & set(asked)
 
 
