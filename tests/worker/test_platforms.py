@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from config.catalogue import parse_catalogue
 from connectors.base import Account, ActionRequired, Unavailable
 from tests.conftest import PRODUCT, SECOND_PRODUCT, Clock, Running, run_service
 from tests.worker.club import CLUB_TERMS, Club
+from worker.simulate import SimulatedEvent
 from worker.store import grants
 
 ONE = f"""
@@ -62,6 +63,7 @@ class House:
 
     running: Running
     club: Club
+    refunds: dict[int, list[SimulatedEvent]] = field(default_factory=dict)
 
     async def rows(self) -> dict[tuple[str, str], dict[str, Any]]:
         found = await self.running.service.database.read(lambda connection: grants.listed(connection, {}, limit=100))
@@ -81,21 +83,21 @@ class House:
         self.running.clock.move(**by)
         await self.drain()
 
-    async def buy(self, scenario: str = "purchase", seed: int = 1) -> str:
-        """Play a scenario; returns the customer's id."""
-        events = self.running.story(scenario, seed)
-        await self.running.receive(events)
+    async def buy(self, seed: int = 1) -> str:
+        """A purchase that can be refunded; returns the customer's id."""
+        events = self.running.story("refund", seed)
+        refunded = next(number for number, event in enumerate(events) if event.type == "refund.created")
+        self.refunds[seed] = events[refunded:]
+        await self.running.receive(events[:refunded])
         return events[0].customer_id
 
-    async def bought(self, account: str = "42", scenario: str = "purchase", seed: int = 1) -> str:
-        customer = await self.buy(scenario, seed)
+    async def bought(self, account: str = "42", seed: int = 1) -> str:
+        customer = await self.buy(seed)
         await self.link(customer, account)
         return customer
 
     async def refund(self, seed: int = 1) -> None:
-        events = self.running.story("refund", seed)
-        start = next(number for number, event in enumerate(events) if event.type == "refund.created")
-        await self.running.receive(events[start:])
+        await self.running.receive(self.refunds[seed])
 
     def did(self, *what: str) -> list[str]:
         return [name for name, _ in self.club.calls if not what or name in what]
