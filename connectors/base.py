@@ -260,6 +260,12 @@ class Connector(Protocol[C]):  # pragma: no cover - a description, not code
     async def holds(self, held: Receipt) -> Holding:
         """Read back what is really there. Raises ConnectorError."""
 
+    async def left(self, held: Receipt) -> bool:
+        """After taking back: whether anything of what we gave is still there. Raises ConnectorError.
+
+        What they had before us is not ours to take, and does not count.
+        """
+
     async def identify(self, name: str, config: C) -> Account:
         """Find the account that has this name now. Raises ConnectorError; ActionRequired where there is none."""
 
@@ -292,6 +298,14 @@ class Serving:
     def scope(resource: str) -> str:
         """Each resource stands alone."""
         return resource
+
+    async def holds(self, held: Receipt) -> Holding:
+        """Read back what is really there."""
+        raise NotImplementedError
+
+    async def left(self, held: Receipt) -> bool:
+        """Whether it is still there: all that is there came from us."""
+        return await self.holds(held) != Holding.GONE
 
     async def identify(self, name: str, config: Any) -> Account:  # noqa: ANN401, ARG002 - as for all
         """Find nobody: there are no accounts."""

@@ -22,7 +22,7 @@ def _written(default: Any) -> str:
         default = default.get_secret_value()
     if isinstance(default, timedelta):
         return f"`{format_duration(default)}`"
-    return "" if default in {"", ()} else f"`{default}`"
+    return "" if default in {"", (), None} else f"`{default}`"
 
 
 def rows() -> list[str]:

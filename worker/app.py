@@ -112,6 +112,7 @@ class Service:
     settings: Settings
     database: Database
     pipeline: Pipeline
+    tools: Tools
     limits: StoredLimits
     tokens: StoredTokens
     accounts: Accounts
@@ -163,7 +164,9 @@ async def open_service(
         catalogue=catalogue,
     )
     try:
-        yield Service(settings, database, pipeline, limits, tokens, Accounts(database, pipeline, seal_of(settings)))
+        yield Service(
+            settings, database, pipeline, tools, limits, tokens, Accounts(database, pipeline, seal_of(settings))
+        )
     finally:
         await pipeline.close()
         for connector in pipeline.connectors.values():

@@ -178,7 +178,7 @@ class Audit:
                 if any(one.resource == resource for one in report.findings):
                     continue  # another benefit gives it too
                 receipt = _last_receipt(row, benefit.connector) if row else None
-                if receipt and await self._holds(connector, receipt) != Holding.GONE:
+                if receipt and await self._patiently(partial(connector.left, receipt)):
                     self._left[resource] = receipt
                     report.findings.append(_finding("left", benefit, resource, row))
                 else:  # somebody else's gift, or what they had before us

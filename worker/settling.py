@@ -331,7 +331,7 @@ async def _take_back(one: Claim, connectors: Mapping[str, Connector[Any]], held:
     if connector is None:
         raise ActionRequired(f"this version has no connector {held.connector!r}, which gave it", who="merchant")
     await connector.revoke(held, last=one.is_last)
-    if await connector.holds(held) != Holding.GONE:
+    if await connector.left(held):
         raise Unavailable("it was taken back, but is still there when read back")
 
 

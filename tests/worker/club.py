@@ -103,8 +103,11 @@ class Club(Serving):
 
     async def holds(self, held: Receipt) -> Holding:
         if held.resource in self.inside:
-            return Holding.GONE if held.data.get("before") and self._last("revoke", held.resource) else Holding.HELD
+            return Holding.HELD
         return Holding.PENDING if held.resource in self.invited else Holding.GONE
+
+    async def left(self, held: Receipt) -> bool:
+        return not held.data.get("before") and held.resource in self.inside | self.invited
 
     async def identify(self, name: str, config: Any) -> Account:
         self._called("identify", name)
@@ -132,6 +135,3 @@ class Club(Serving):
         self.calls.append((what, about))
         if self.fails:
             raise self.fails.pop(0)
-
-    def _last(self, what: str, about: str) -> bool:
-        return bool(self.calls) and self.calls[-1][0] in {what, "kick"} and self.calls[-1][1] == about

@@ -25,9 +25,10 @@ async def customer(running: Running) -> str:
     return customer
 
 
-async def stored(running: Running) -> list[sa.Row[tuple[bytes | None, str | None]]]:
+async def stored(running: Running) -> list[tuple[bytes | None, str | None]]:
     statement = sa.text("SELECT token, sealed_with FROM accounts")
-    return list(await running.service.database.read(lambda connection: connection.execute(statement).all()))
+    rows = await running.service.database.read(lambda connection: connection.execute(statement).all())
+    return [(row[0], row[1]) for row in rows]
 
 
 async def test_a_token_is_found_by_its_account_and_is_not_readable_at_rest(running: Running, customer: str) -> None:
@@ -85,7 +86,7 @@ async def test_a_token_whose_key_is_lost_is_as_good_as_none_and_the_customer_lin
     lost = StoredTokens(running.service.database, Seal(["another-key"]), running.clock)
     assert await lost.find("discord", "80351110224678912") is None
     assert await lost.reseal() == 1
-    assert [tuple(row) for row in await stored(running)] == [(None, None)]
+    assert await stored(running) == [(None, None)]
 
 
 async def test_without_a_key_no_token_is_kept(running: Running) -> None:
@@ -95,7 +96,7 @@ async def test_without_a_key_no_token_is_kept(running: Running) -> None:
     with pytest.raises(NotSealed, match="ALMONER_ENCRYPTION_KEYS is missing"):
         await accounts.link(events[0].customer_id, None, "discord", Account("1"), source="linked", token=TOKEN)
     await accounts.link(events[0].customer_id, None, "discord", Account("1"), source="linked")
-    assert [tuple(row) for row in await stored(running)] == [(None, None)]
+    assert await stored(running) == [(None, None)]
 
 
 async def test_members_of_a_team_have_accounts_each_of_their_own_and_the_owner_is_the_customer(

@@ -5,7 +5,7 @@ Exit codes: 0 done, 1 something is wrong and was said, 2 the command was called 
 
 import typer
 
-from worker.cli import audit, benefits, deliveries, grants, run, simulate
+from worker.cli import audit, benefits, deliveries, demo, grants, run, simulate
 from worker.cli.output import Failure, console_err
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
 app.command("up")(run.up)
 app.command("receive")(run.receive)
 app.command("work")(run.work)
-app.command("demo")(simulate.demo)
+app.command("demo")(demo.demo)
 app.command("check")(benefits.check)
 app.command("accept-benefits")(benefits.accept_benefits)
 app.command("migrate")(run.migrate_database)

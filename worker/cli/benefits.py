@@ -8,7 +8,6 @@ from pydantic import SecretStr
 from config.catalogue import Catalogue
 from config.durations import format_duration
 from config.settings import PREFIX, Settings
-from connectors.base import ConnectorError
 from worker.cli.output import (
     Failure,
     catalogue_or_fail,
@@ -78,6 +77,8 @@ def check(as_json: AsJson = False, online: Online = False) -> None:
 
 async def _examined(opened: Any, catalogue: Catalogue) -> list[str]:  # noqa: ANN401 - Service
     """Return, in sentences, why benefits cannot be given at their platforms."""
+    from connectors.base import ConnectorError
+
     problems = []
     for benefit in catalogue.benefits.values():
         connector = opened.pipeline.connectors[benefit.connector]
