@@ -4,10 +4,14 @@ from typing import Any
 
 from config.catalogue import ConnectorTerms
 from connectors.custom_link import CustomLink
+from connectors.discord_role import DiscordRole
 from connectors.file_download import FileDownload
+from connectors.github_repository import GitHubRepository
 from connectors.license_key import LicenseKeyConnector
 
 CONNECTORS: dict[str, type[Any]] = {
+    "github_repository": GitHubRepository,
+    "discord_role": DiscordRole,
     "license_key": LicenseKeyConnector,
     "file_download": FileDownload,
     "custom_link": CustomLink,

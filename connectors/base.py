@@ -237,6 +237,8 @@ class Connector(Protocol[C]):  # pragma: no cover - a description, not code
 
     platform: ClassVar[str | None]
     """Where a customer needs an account for it: `github`, `discord`; None where it is ours to serve."""
+    looks_first: ClassVar[bool]
+    """Whether the first `grant` only looks, and returns an intended receipt with what it saw."""
 
     def resource(self, to: Recipient, config: C) -> str:
         """Name what is shared and counted outside: equal strings are one thing. Raises ActionRequired."""
@@ -293,6 +295,7 @@ class Serving:
     """What every connector says that serves its benefits itself: there is no platform that could know better."""
 
     platform: ClassVar[str | None] = None
+    looks_first: ClassVar[bool] = False
 
     @staticmethod
     def scope(resource: str) -> str:

@@ -1,0 +1,1 @@
+"""GitHub's REST API, for the connector github_repository: signing in, asking, and what its answers mean."""

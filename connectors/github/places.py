@@ -1,0 +1,128 @@
+"""Where repositories are: by the name and the number that they had, whatever they are called by now."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from connectors.base import ActionRequired
+from connectors.github.client import Access, GitHub
+
+_RECENT_SECONDS = 5.0
+"""How long we go by the name that a repository had: the acts of one grant follow each other much faster."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A repository as it is called now."""
+
+    id: int
+    full_name: str
+    url: str
+    owner_id: int
+    is_personal: bool
+    is_private: bool
+    is_archived: bool
+    we_administer: bool
+    """Whether the token's owner does; of an App only its permissions tell."""
+    access: Access = field(repr=False, compare=False)
+
+
+class Places:
+    """Finds repositories."""
+
+    def __init__(self, github: GitHub) -> None:
+        self._github = github
+        self._found: dict[str, tuple[float, Place]] = {}
+
+    async def find(
+        self, name: str, *, number: int | None = None, installation: int | None = None, recent: bool = False
+    ) -> Place | None:
+        """Find a repository by the name and number that it had; `recent`: as it was a few seconds ago will do.
+
+        None: it is gone for good, for certain, or there is no such name. Raises ActionRequired where that cannot be
+        told.
+        """
+        at, place = self._found.get(name.lower(), (0.0, None))
+        if place and recent and monotonic() - at < _RECENT_SECONDS and number in {None, place.id}:
+            return place
+        key = ("place", name.lower(), number, installation)
+        place = await self._github.shared.ask(key, lambda: self._look(name, number, installation))
+        if place:
+            self._found[name.lower()] = (monotonic(), place)
+        return place
+
+    async def named(self, name: str) -> Place:
+        """Find a repository that somebody named. Raises ActionRequired where there is none."""
+        place = await self.find(name)
+        if place is None:
+            raise ActionRequired(
+                f"the repository {name} does not exist, or we may not see it; correct the name, or let the App or "
+                "token see it",
+                who="merchant",
+            )
+        return place
+
+    async def examined(self, name: str) -> Place:
+        """Find a repository, with what the App may do there now. Raises ConnectorError."""
+        access = await self._github.access(name, fresh=True)
+        if access.installation and access.installation.is_suspended:
+            raise ActionRequired(
+                f"the repository {name}: the GitHub App's installation is suspended; unsuspend it in the settings of "
+                "the organization",
+                who="merchant",
+            )
+        return await self.named(name)
+
+    async def _look(self, name: str, number: int | None, installation: int | None) -> Place | None:
+        github, about, access = self._github, f"the repository {name}", None
+        try:
+            access = await github.access(name)
+            answer = await github.ask(access, "GET", f"/repos/{name}", about, fine=(404,))
+            if answer.status == 404 and github.is_app:
+                # What we remember of the installation may be past.
+                access = await github.access(name, fresh=True)
+                answer = await github.ask(access, "GET", f"/repos/{name}", about, fine=(404,))
+            if answer.status == 200 and number in {None, answer.body["id"]}:
+                return _place(answer.body, access)
+        except ActionRequired:
+            if number is None or (github.is_app and installation is None):
+                raise
+        return None if number is None else await self._look_by_number(name, number, installation, access)
+
+    async def _look_by_number(
+        self, name: str, number: int, installation: int | None, access: Access | None
+    ) -> Place | None:
+        """Look where it is now: it was renamed, transferred or deleted, and its name may be another's by now.
+
+        `GET /repositories/{id}` is where GitHub sends those who ask for a name that is past:
+        https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-the-rest-api#follow-redirects
+        """
+        about = f"the repository {name} (number {number})"
+        if installation is not None and self._github.is_app:
+            access = await self._github.by_installation(installation, about)
+        access = access or self._github.by_token()
+        answer = await self._github.ask(access, "GET", f"/repositories/{number}", about, fine=(404,))
+        if answer.status == 200:
+            return _place(answer.body, access)
+        if access.installation and access.installation.sees_all and not access.installation.is_suspended:
+            return None
+        raise ActionRequired(
+            f"{about} cannot be seen any more: it was deleted, or we may not see it; let the App or token see it, or "
+            "take the access away by hand and abandon this grant",
+            who="merchant",
+        )
+
+
+def _place(body: Mapping[str, Any], access: Access) -> Place:
+    return Place(
+        body["id"],
+        body["full_name"],
+        body["html_url"],
+        body["owner"]["id"],
+        is_personal=body["owner"]["type"] == "User",
+        is_private=body["private"],
+        is_archived=body["archived"],
+        we_administer=bool(body.get("permissions", {}).get("admin")),
+        access=access,
+    )
