@@ -178,7 +178,7 @@ class Audit:
                 if any(one.resource == resource for one in report.findings):
                     continue  # another benefit gives it too
                 receipt = _last_receipt(row, benefit.connector) if row else None
-                if receipt and await self._patiently(partial(connector.left, receipt)):
+                if receipt and await self._left_behind(connector, receipt):
                     self._left[resource] = receipt
                     report.findings.append(_finding("left", benefit, resource, row))
                 else:  # somebody else's gift, or what they had before us
@@ -204,6 +204,9 @@ class Audit:
 
     async def _holds(self, connector: Connector[Any], receipt: Receipt) -> Holding:
         return await self._patiently(lambda: connector.holds(receipt))
+
+    async def _left_behind(self, connector: Connector[Any], receipt: Receipt) -> bool:
+        return await self._patiently(lambda: connector.left(receipt))
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call, and again when the platform asked to wait: an audit has time. Raises ConnectorError."""

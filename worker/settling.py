@@ -200,7 +200,7 @@ def _lease(
         wanted = scopes[one.row["id"]]
         if wanted <= free:
             free -= wanted
-            claims.append(replace(one, leased=tuple(sorted(wanted)), held=one.held or _intended(one)))
+            claims.append(replace(one, leased=tuple(sorted(wanted)), held=one.held or _intended(one, connectors)))
         elif wanted <= ours:
             later.append(one.row["id"])
     unchanged = grants.unchanged(connection, [one.row for one in claims])
@@ -267,8 +267,12 @@ def _scopes(one: Claim, connectors: Mapping[str, Connector[Any]]) -> set[str]:
     return scopes
 
 
-def _intended(one: Claim) -> Receipt | None:
-    return Receipt(one.resource, connector=one.row["connector"], intended=True) if one.resource else None
+def _intended(one: Claim, connectors: Mapping[str, Connector[Any]]) -> Receipt | None:
+    """Return the receipt that is written before anything is done; not where the first step only looks."""
+    name = one.row["connector"]
+    if one.resource is None or connectors[name].looks_first:
+        return None
+    return Receipt(one.resource, connector=name, intended=True)
 
 
 async def act(one: Claim, connectors: Mapping[str, Connector[Any]], limit: timedelta, now: datetime) -> Result:
@@ -416,6 +420,7 @@ def _columns(result: Result, row: Mapping[str, Any], rules: Rules, now: datetime
     kept = {name: row[name] for name in grants.SETTLED}
     kept["receipt"] = _encode(result.receipt).decode() if result.receipt else None
     kept["held"] = result.receipt.resource if result.receipt else None
+    kept["touched"] = kept["held"] or row["touched"]
     if result.what in {"revoked", "moved"} and result.claim.held:
         kept["taken"] = _encode(result.claim.held).decode()
     if result.claim.resource or result.claim.refused:

@@ -49,6 +49,7 @@ class Club(Serving):
     per: ClassVar[Per] = "customer"
     dynamic: ClassVar[bool] = False
     platform: ClassVar[str | None] = "github"
+    looks_first: ClassVar[bool] = True
 
     inside: set[str] = field(default_factory=set)
     guests: set[str] = field(default_factory=set)

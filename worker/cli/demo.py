@@ -59,10 +59,10 @@ class Platforms:
         """Return the sidecar's settings for these platforms."""
         app = self._tell(self.github, "app")
         return {
-            "ALMONER_GITHUB_API_URL": f"{self.github.base_url}api/v3".replace("//api", "/api"),
+            "ALMONER_GITHUB_API_URL": f"{str(self.github.base_url).rstrip('/')}/api/v3",
             "ALMONER_GITHUB_APP_ID": str(app["app_id"]),
             "ALMONER_GITHUB_PRIVATE_KEY": app["private_key"],
-            "ALMONER_DISCORD_API_URL": f"{self.discord.base_url}api/v10".replace("//api", "/api"),
+            "ALMONER_DISCORD_API_URL": f"{str(self.discord.base_url).rstrip('/')}/api/v10",
             "ALMONER_DISCORD_BOT_TOKEN": "bot-token-of-the-fake-1",
         }
 
@@ -81,9 +81,8 @@ class Platforms:
     def held(self) -> tuple[list[str], list[str]]:
         """Return who is in the repository, and which roles the customer has."""
         repository = self._tell(self.github, "state")["repositories"]["acme/pro"]
-        return [*repository["collaborators"], *repository["invitations"]], self._tell(
-            self.discord, "roles_of", user=_DISCORD_ID
-        )
+        members = self.discord.get("/_fake/state").json()["members"][_GUILD]
+        return [*repository["collaborators"], *repository["invitations"]], members[_DISCORD_ID]
 
     @staticmethod
     def _tell(platform: httpx.Client, what: str, **given: object) -> Any:  # noqa: ANN401 - JSON
@@ -279,16 +278,18 @@ def _at_a_platform(answer: dict[str, Any]) -> bool:
 def _await(client: httpx.Client, external_id: str, which: Which, status: str) -> list[dict[str, Any]]:
     """Wait until the chosen benefits of the customer all have this status; returns the answers. Raises Failure."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
+    ours: list[dict[str, Any]] = []
     while time.monotonic() < deadline:
         answer = client.get(f"/v1/customers/external/{external_id}/entitlements", params={"reveal": "keys"})
         if answer.status_code == 200:
-            ours: list[dict[str, Any]] = [
+            ours = [
                 one for one in answer.json()["entitlements"] if not one["connector"].startswith("polar:") and which(one)
             ]
             if ours and all(one["status"] == status for one in ours):
                 return ours
         time.sleep(0.005)
-    raise Failure(f"Not everything was {status} within {_PATIENCE_SECONDS} s")
+    far = [f"{one['benefit']} is {one['status']}: {one['problem']}" for one in ours if one["status"] != status]
+    raise Failure(f"Not everything was {status} within {_PATIENCE_SECONDS} s", *far)
 
 
 def _show(client: httpx.Client, answers: list[dict[str, Any]]) -> None:

@@ -198,8 +198,8 @@ def due_on(connection: sa.Connection, resources: Iterable[str], scopes: Iterable
 
 
 SETTLED = (
-    "status", "settled_generation", "resource", "held", "receipt", "taken", "attempts", "next_attempt_at", "who",
-    "reason", "granted_at", "revoked_at",
+    "status", "settled_generation", "resource", "held", "receipt", "touched", "taken", "attempts", "next_attempt_at",
+    "who", "reason", "granted_at", "revoked_at",
 )  # fmt: skip
 _SETTLE = (
     grants.update().where(grants.c.id == sa.bindparam("row")).values({name: sa.bindparam(name) for name in SETTLED})
