@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
 
+import httpx
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.enums import ScopeType
@@ -16,22 +17,31 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.http import errors
+from worker.http.accounts import AccountController
 from worker.http.auth import Tokens
 from worker.http.context import Context
 from worker.http.customers import CustomerController
 from worker.http.downloads import download
 from worker.http.ops import OpsController, healthz, prometheus, readyz
+from worker.http.page import PAGE
+from worker.http.page_look import Look, is_page
+from worker.http.page_visitor import Page
 from worker.http.receiver import PATH, RefusalLog, make_receiver
 from worker.http.shortcut import PREFIX, Shortcut, make_shortcut
 
 
-def make_api(context: Context, now: Callable[[], datetime]) -> ASGIApp:
-    """Return the application. `context` is all that it uses."""
+def make_api(
+    context: Context, now: Callable[[], datetime], *, platforms: httpx.AsyncBaseTransport | None = None
+) -> ASGIApp:
+    """Return the application. `context` is all that it uses; `platforms` is where accounts are linked, if not there."""
     tokens = Tokens(context.settings)
+    page = Page(context, platforms)
     refusals = RefusalLog(context.database, keep=context.settings.retain_refusals)
     api = Litestar(
         route_handlers=[
             CustomerController,
+            AccountController,
+            PAGE,
             download,
             OpsController,
             healthz,
@@ -39,23 +49,26 @@ def make_api(context: Context, now: Callable[[], datetime]) -> ASGIApp:
             prometheus,
         ],
         exception_handlers={
-            ValidationException: errors.on_validation_error,
-            HTTPException: errors.on_http_error,
-            SQLAlchemyError: errors.on_database_error,
-            sqlite3.Error: errors.on_database_error,
-            OSError: errors.on_database_error,  # asyncpg's, when nothing answers
-            Exception: errors.on_any_error,
+            kind: page.look.for_people(answer)
+            for kind, answer in (
+                (ValidationException, errors.on_validation_error),
+                (HTTPException, errors.on_http_error),
+                (SQLAlchemyError, errors.on_database_error),
+                (sqlite3.Error, errors.on_database_error),
+                (OSError, errors.on_database_error),  # asyncpg's, when nothing answers
+                (Exception, errors.on_any_error),
+            )
         },
-        state=State({"context": context, "tokens": tokens}),
+        state=State({"context": context, "tokens": tokens, "page": page}),
         logging_config=None,  # config/logging.py has set it up
         openapi_config=_openapi(),
         request_max_body_size=context.settings.max_body_bytes,
     )
     receiver = make_receiver(context.pipeline, context.settings, refusals, now)
-    return _routed(api, receiver, make_shortcut(context, tokens))
+    return _routed(api, receiver, make_shortcut(context, tokens), page.look)
 
 
-def _routed(api: ASGIApp, receiver: ASGIApp, shortcut: Shortcut) -> ASGIApp:
+def _routed(api: ASGIApp, receiver: ASGIApp, shortcut: Shortcut, look: Look) -> ASGIApp:
     """Route by the path as it was sent, so that `%2F` inside an external id does not split it; handlers decode."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,7 +79,7 @@ def _routed(api: ASGIApp, receiver: ASGIApp, shortcut: Shortcut) -> ASGIApp:
             scope["path"] = scope["raw_path"].decode("latin-1")
         if scope["type"] == ScopeType.HTTP and scope["path"].startswith(PREFIX) and await shortcut(scope, send):
             return
-        await api(scope, receive, send)
+        await api(scope, receive, look.guarded(send) if is_page(scope["path"]) else send)
 
     return app
 

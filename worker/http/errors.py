@@ -62,7 +62,8 @@ def on_database_error(_request: Request[Any, Any, Any], error: Exception) -> Res
 def on_any_error(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
     """Answer a fault of ours, without its details."""
     path = request.url.path
-    if path.startswith("/downloads/"):  # what follows is a token
-        path = "/downloads/..."
+    for place in ("/downloads/", "/me/enter/"):  # what follows is a token
+        if path.startswith(place):
+            path = f"{place}..."
     log.error("a request failed", path=path, exc_info=error)
     return _answer(HTTP_500_INTERNAL_SERVER_ERROR, "InternalServerError", "a fault of Almoner's; its log says more")

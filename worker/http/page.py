@@ -1,0 +1,150 @@
+"""The customers' own page: what they bought, how far it is, and what they can do themselves.
+
+An app makes a link that opens it (worker/http/accounts.py). What is done on it is done by forms: it works without
+JavaScript.
+"""
+
+from functools import partial
+from typing import Any
+
+from litestar import Request, Response, Router, get, post
+from litestar.datastructures import State
+from litestar.params import FromPath
+
+from connectors.base import Rate, Unavailable
+from worker.http.context import Context
+from worker.http.customers import name_of
+from worker.http.page_linking import callback, link, unlink
+from worker.http.page_look import PREFIX, PageProblem
+from worker.http.page_session import NOTICE_COOKIE
+from worker.http.page_view import Person, is_retried, shown
+from worker.http.page_visitor import Page, Visitor, notice_of, posting, state_of, visitor_of
+from worker.http.present import At, complete, split
+from worker.store import grants
+
+_MOST_BYTES = 16 * 1024
+_CHECK_SECONDS = 30
+
+
+@get("/enter/{token:str}")
+async def enter(request: Request[Any, Any, State], token: FromPath[str]) -> Response[Any]:
+    """Open the page: a session in a cookie, and an address without the token."""
+    context: Context = request.app.state.context
+    page: Page = request.app.state.page
+    session = page.tokens.enter(name_of(token), context.now())
+    if session is None or await state_of(context, session) is None:
+        text = "Links to this page are good for a short time. Go back to where you found it, and ask for a new one."
+        raise PageProblem(410, "This link has ended", text)
+    return page.back(page.tokens.session_cookie(session))
+
+
+@get("/")
+async def show(request: Request[Any, Any, State]) -> Response[str]:
+    """Return the page of whoever has opened it."""
+    context: Context = request.app.state.context
+    page: Page = request.app.state.page
+    visitor = await visitor_of(request)
+    answers = await _answers(context, visitor)
+    names = {one.data.id: one.data.name or one.data.email or "A member" for one in visitor.state.members.values()}
+    person = Person(
+        visitor.is_theirs,
+        await context.accounts.known(visitor.session.customer_id, visitor.member_id),
+        frozenset(page.platforms),
+        names if visitor.member_id is None else None,
+    )
+    platforms = {name: connector.platform for name, connector in context.connectors.items()}
+    answer = page.look.page(
+        "page.html",
+        visitor=visitor,
+        shown=shown(answers, context.pipeline.catalogue, platforms, person),
+        proof=page.tokens.proof(visitor.session),
+        linkable=person.linkable,
+        notice=notice_of(request.cookies.get(NOTICE_COOKIE, "")),
+    )
+    answer.cookies = [page.tokens.notice_cookie("")] if NOTICE_COOKIE in request.cookies else []
+    return answer
+
+
+async def _answers(context: Context, visitor: Visitor) -> list[dict[str, Any]]:
+    """Return all answers as of now, with the person's own license keys whole."""
+    ready = await context.ready.entitlements("id", visitor.session.customer_id)
+    document = ready.document if ready and ready.document else b"{}"
+    at = At(context.now(), context.settings, context.tokens)
+    answers = [complete(raw, at, context.connectors) for raw in split(document)[0].values()]
+    for grant in (one for answer in answers for one in answer["grants"] if visitor.is_theirs(one)):
+        key_id = (grant["gives"] or {}).get("license_key_id")
+        key = await context.database.read(partial(grants.key_string, key_id=key_id)) if key_id else None
+        if key:
+            grant["gives"]["key"] = key
+    return answers
+
+
+@post("/check")
+async def check(request: Request[Any, Any, State]) -> Response[None]:
+    """Look again at what waits for this person, twice a minute at most."""
+    context: Context = request.app.state.context
+    page: Page = request.app.state.page
+    visitor = await posting(request)
+    ids = [
+        grant["id"]
+        for answer in await _answers(context, visitor)
+        if not answer["connector"].startswith("polar:")
+        for grant in answer["grants"]
+        if visitor.is_theirs(grant) and is_retried(grant)
+    ]
+    if not ids:
+        return page.back(notice="settled")
+    person = f"{visitor.session.customer_id}:{visitor.member_id or ''}"
+    try:
+        await context.limits.take(Rate(f"page:check:{person}", 1, _CHECK_SECONDS))
+    except Unavailable:
+        return page.back(notice="early")
+    await context.database.write(partial(grants.retry, ids=ids, now=context.now()))
+    await context.pipeline.trigger.settle(ids)
+    return page.back(notice="checking")
+
+
+@post("/leave")
+async def leave(request: Request[Any, Any, State]) -> Response[str]:
+    """End the session in this browser."""
+    page: Page = request.app.state.page
+    await posting(request)
+    answer = page.look.problem(200, "You have signed out", "Open the page again from where you came when you like.")
+    answer.cookies = [page.tokens.without_session()]
+    return answer
+
+
+@get("/style.css", media_type="text/css")
+async def style(request: Request[Any, Any, State]) -> str:
+    """Return how it looks."""
+    page: Page = request.app.state.page
+    return page.look.style
+
+
+@get("/page.js", media_type="text/javascript")
+async def script(request: Request[Any, Any, State]) -> str:
+    """Return what makes its copy buttons work."""
+    page: Page = request.app.state.page
+    return page.look.script
+
+
+@get("/logo")
+async def logo(request: Request[Any, Any, State]) -> Response[bytes]:
+    """Return the merchant's logo."""
+    page: Page = request.app.state.page
+    return page.look.logo_answer()
+
+
+@get("/icon.svg")
+async def icon(request: Request[Any, Any, State]) -> Response[str]:
+    """Return an icon in the merchant's colour."""
+    page: Page = request.app.state.page
+    return page.look.icon_answer()
+
+
+PAGE = Router(
+    path=PREFIX,
+    route_handlers=[enter, show, check, leave, link, callback, unlink, style, script, logo, icon],
+    include_in_schema=False,
+    request_max_body_size=_MOST_BYTES,
+)
