@@ -39,7 +39,11 @@ def test_every_dependency_is_in_the_lock() -> None:
     }
     for name, wanted in locks.items():
         lock = (ROOT / name).read_text(encoding="utf-8")
-        missing = [one for one in wanted if not re.search(rf"^{re.escape(re.split(r'[^a-z0-9.-]', one)[0].replace('.', '-'))}==", lock, re.MULTILINE)]
+        missing = [
+            one
+            for one in wanted
+            if not re.search(rf"^{re.escape(re.split(r'[^a-z0-9.-]', one)[0].replace('.', '-'))}==", lock, re.MULTILINE)
+        ]
         assert not missing
 
 
