@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from connectors.discord_role import DiscordRole
 from connectors.github_repository import GitHubRepository
 from worker.app import Service, open_service, utc_now
 from worker.batching import Together
+from worker.limits import StoredLimits
 from worker.pipeline import PROCESS_BATCH, SETTLE_BATCH, Pipeline
 from worker.store.inbox import Arrival
 from worker.store.models import DeliveryStatus
@@ -189,7 +191,8 @@ async def run(chosen: Settings, text: str, arrivals: list[Arrival], name: str, m
     catalogue = parse_catalogue(text, TERMS, timedelta())
     near = Near()
     async with open_service(chosen, catalogue, trigger=near, now=utc_now) as service:
-        paced = made(service.tools, pace=PACE)
+        limits = StoredLimits(service.database, utc_now, patience=1.5 * PACE)
+        paced = made(replace(service.tools, limits=limits), pace=PACE)
         service.pipeline.connectors = dict(service.pipeline.connectors) | {name: paced}
         near.start(service.pipeline)
         await service.pipeline.propose(catalogue)

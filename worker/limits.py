@@ -13,27 +13,30 @@ from worker.store.database import Database
 
 log = structlog.get_logger()
 
-_PATIENCE_SECONDS = 0.3
-"""A place that is free so soon is waited for: going back through the database costs as much."""
+_PATIENCE_SECONDS = 1.5
+"""A place that is free so soon is waited for: the sweep, which would come again, looks once a second."""
 
 
 class StoredLimits:
     """Limits, in the database: every worker's calls are counted together."""
 
-    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, database: Database, now: Callable[[], datetime], *, patience: float = _PATIENCE_SECONDS
+    ) -> None:
         self._database = database
         self._now = now
+        self._patience = patience
         self._learned: dict[str, Rate] = {}
 
     async def take(self, *rates: Rate) -> None:
         """Take a place under each limit, or none. Raises Unavailable with `retry_after`."""
         slept = 0.0
         while True:
-            now = self._now()
-            wait = await self._database.write(partial(limits.take, rates=rates, now=now))
+            place = partial(limits.take, rates=rates, now=self._now(), patience=self._patience - slept)
+            wait = await self._database.write(place)
             if wait is None:
                 return
-            if wait.seconds + slept > _PATIENCE_SECONDS:
+            if not wait.is_short:
                 raise Unavailable(wait.reason, retry_after=wait.seconds)
             slept += wait.seconds
             await asyncio.sleep(wait.seconds)

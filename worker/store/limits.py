@@ -1,7 +1,7 @@
 """The platforms' limits, for all workers together: which calls were made of late, and what is parked."""
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -44,28 +44,32 @@ class Wait:
 
     seconds: float
     reason: str
+    is_short: bool
+    """Whether it may be waited out: until the first place is free, for whoever is there then."""
 
 
-def take(connection: sa.Connection, rates: Sequence[Rate], now: datetime) -> Wait | None:
+def take(connection: sa.Connection, rates: Sequence[Rate], now: datetime, *, patience: float = 0.0) -> Wait | None:
     """Take one place under each of these limits, or none where one is used up or parked; then say how long to wait.
 
     Exact over any span of time, not only over fixed ones: whatever window the platform counts in holds no more than
-    its limit. Whoever is sent away is told a time of their own at which a place is free, so that they do not all
-    come at once.
+    its limit. Whoever would have to wait longer than `patience` (seconds) is told a time of their own at which a place
+    is free, so that they do not all come at once.
     """
     rows = _locked(connection, [rate.name for rate in rates])
     at = now.timestamp()
     windows = [_Window(rows[rate.name], rate, at) for rate in rates]
-    waits = [wait for window in windows if (wait := window.wait())]
-    if not waits:
+    full = [window for window in windows if window.first_free > at]
+    if not full:
         for window in windows:
             window.calls.append(at)
-        changed = windows
-    else:
-        changed = [window for window in windows if window.has_promised]
-    if changed:
-        connection.execute(_TAKE, [window.columns() for window in changed])
-    return max(waits, key=lambda wait: wait.seconds, default=None)
+        connection.execute(_TAKE, [window.columns() for window in windows])
+        return None
+    last = max(full, key=lambda window: window.first_free)
+    if last.first_free - at <= patience:
+        return Wait(last.first_free - at, last.reason, is_short=True)
+    waits = [Wait(window.promise() - at, window.reason, is_short=False) for window in full]
+    connection.execute(_TAKE, [window.columns() for window in full])
+    return max(waits, key=lambda wait: wait.seconds)
 
 
 def _locked(connection: sa.Connection, names: Iterable[str]) -> dict[str, Any]:
@@ -83,28 +87,31 @@ class _Window:
 
     def __init__(self, row: Any, rate: Rate, at: float) -> None:  # noqa: ANN401 - a row
         self._name = rate.name
-        self._at = at
-        self._parked_until: datetime | None = row.parked_until
-        self._reason = row.reason
         self._most = row.most or rate.limit
         seconds = row.seconds or rate.seconds
         self._seconds = seconds + min(seconds * _MARGIN, _LONGEST_MARGIN_SECONDS)
         self.calls = _after(row.calls, at - self._seconds)
         self._promised = _after(row.promised, at)
-        self.has_promised = False
+        self.first_free = at
+        """When there is a place for whoever comes first."""
+        self.reason = ""
+        parked_until = row.parked_until.timestamp() if row.parked_until else at
+        if len(self.calls) >= self._most:
+            self.first_free = self.calls[-self._most] + self._seconds
+            self.reason = f"{self._most} calls in {self._seconds:g} s are all that {self._name} allows"
+        if parked_until > self.first_free:
+            self.first_free = parked_until
+            self.reason = row.reason or f"{self._name} is parked"
 
-    def wait(self) -> Wait | None:
-        """Return how long to wait for a place, or None where there is one."""
-        if self._parked_until and self._parked_until.timestamp() > self._at:
-            return Wait(self._parked_until.timestamp() - self._at, self._reason or f"{self._name} is parked")
-        if len(self.calls) < self._most:
-            return None
-        turn, rounds = len(self._promised) % self._most, len(self._promised) // self._most
-        free_at = self.calls[len(self.calls) - self._most + turn] + self._seconds * (1 + rounds)
+    def promise(self) -> float:
+        """Return when there is a place for this one, behind all who were told a time already."""
+        rounds, turn = divmod(len(self._promised), self._most)
+        gone = len(self.calls) - self._most + turn
+        free_at = self.calls[gone] + self._seconds if 0 <= gone < len(self.calls) else self.first_free
+        free_at = max(free_at, self.first_free) + self._seconds * rounds
         if len(self._promised) < _MOST_PROMISES:
-            self._promised.append(free_at)
-        self.has_promised = True
-        return Wait(free_at - self._at, f"{self._most} calls in {self._seconds:g} s are all that {self._name} allows")
+            insort(self._promised, free_at)
+        return free_at
 
     def columns(self) -> dict[str, Any]:
         """Return the row's new columns."""
