@@ -79,10 +79,14 @@ class Settings(BaseSettings):
     )
     redis_url: str = Field("", description="empty: an embedded server in the data folder; or `redis://...`")
     webhook_secrets: Secrets = Field((), description="Polar's webhook secrets, comma-separated; all are accepted")
-    api_tokens: Tokens = Field((), description="bearer tokens of apps (read), each `token` or `name:token`")
+    api_tokens: Tokens = Field(
+        (), description="bearer tokens of apps, which ask, set accounts and open pages; each `token` or `name:token`"
+    )
     ops_tokens: Tokens = Field((), description="bearer tokens of operators, each `token` or `name:token`")
     key_readers: Names = Field((), description="names of app tokens that may read whole license keys")
-    signing_keys: Secrets = Field((), description="keys that sign download tokens; the first signs, all verify")
+    signing_keys: Secrets = Field(
+        (), description="keys that sign download links and the customers' page; the first signs, all verify"
+    )
     link_secret: SecretStr = Field(
         SecretStr(""), description="signs links of `custom_link` benefits with `sign = true`; share it with your page"
     )
@@ -279,6 +283,14 @@ def missing_in_production(settings: Settings) -> list[str]:
         )
     if (settings.github_client_id or settings.discord_client_id) and not settings.public_url:
         problems.append(f"{PREFIX}PUBLIC_URL is missing: platforms send customers back there who link their account")
+    problems += [
+        f"{PREFIX}{name}_CLIENT_SECRET is missing: it goes with {PREFIX}{name}_CLIENT_ID"
+        for name in ("GITHUB", "DISCORD")
+        if getattr(settings, f"{name.lower()}_client_id")
+        and not getattr(settings, f"{name.lower()}_client_secret").get_secret_value()
+    ]
+    if settings.page_logo and not settings.page_logo.is_file():
+        problems.append(f"{PREFIX}PAGE_LOGO: there is no file {settings.page_logo}")
     known = {token.name for token in settings.api_tokens}
     problems += [
         f"{PREFIX}KEY_READERS: {PREFIX}API_TOKENS has no token named {name}"

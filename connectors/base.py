@@ -118,7 +118,7 @@ class Limits(Protocol):
     """The platforms' limits, counted for all workers together."""
 
     async def take(self, *rates: Rate) -> None:
-        """Take a place for one call under every one of these limits, or under none.
+        """Take a place under every one of these limits, or under none; two where a limit is named twice.
 
         Raises Unavailable, with `retry_after`, where one of them is used up or parked. A short wait is slept through.
         """

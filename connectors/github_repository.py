@@ -194,7 +194,7 @@ class GitHubRepository:
 
     async def _look(self, given: Given, config: Terms) -> Receipt:
         """See what the account has already, and change nothing."""
-        place = await self._places.named(config.repository or given.name)
+        place = await self._places.named(config.repository or given.name, recent=True)
         login = await self._people.existing(place, given)
         data = {
             "repository": place.full_name,
@@ -210,7 +210,7 @@ class GitHubRepository:
         role = await self._people.role(place, given, login)
         if role:
             return Before(role, (await self._people.direct(place)).get(given.account))
-        invitation = await self._people.invitation(place, given)
+        invitation = await self._people.invitation(place, given, recent=True)
         if invitation is None or invitation.get("expired"):
             return None
         return Before(Role(invitation["permissions"], invitation["permissions"]), invitation["permissions"])
@@ -281,8 +281,8 @@ class GitHubRepository:
             "invitation_expires_at": end.isoformat(),
         }
         waiting = (
-            f"Accept GitHub's invitation to {place.full_name} before {end:%d %B %Y}, signed in there as {given.login}: "
-            f"{invitation['html_url']}"
+            f"Accept GitHub's invitation to {place.full_name} before {end.day} {end:%B %Y}, signed in there as "
+            f"{given.login}: {invitation['html_url']}"
         )
         offers = given.receipt.offers + sent
         return msgspec.structs.replace(given.receipt, data=data, intended=False, waiting=waiting, offers=offers)

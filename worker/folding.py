@@ -22,7 +22,7 @@ from handlers.events import Event, MalformedEvent, Offering, PolarBenefit, parse
 from handlers.state import CustomerState
 from worker import answers
 from worker.reconcile import Entitlement, Held, entitled, next_edge, plan, recipient, target_of
-from worker.states import complete, read_states, with_accounts
+from worker.states import read_states, with_accounts, with_grants_by_hand
 from worker.store import accounts, customers, grants, inbox
 from worker.store.inbox import Locked, Outcome
 from worker.store.models import DeliveryStatus, GrantStatus
@@ -216,11 +216,13 @@ def _reconcile(
     rows = customers.lock(connection, by_customer)
     held = grants.of_customers(connection, by_customer)
     known = {one: facts.decode(row.state) for one, row in rows.items() if row.state}
-    states = complete({one: known.get(one) or CustomerState(id=one) for one in by_customer}, connection, rules.settings)
+    states = {one: known.get(one) or CustomerState(id=one) for one in by_customer}
+    states = with_grants_by_hand(states, connection)
     kept = accounts.of_customers(connection, by_customer)
     saved: list[_Saved] = []
     for customer_id, work in by_customer.items():
-        row, before = rows.get(customer_id), states[customer_id]
+        row = rows.get(customer_id)
+        before = with_accounts(states[customer_id], kept.get(customer_id, ()), rules.settings)
         after = _fold(before, work, rules.settings, now, folded)
         if after is before and customer_id not in known and work:
             continue  # nothing of it could be read: there is no customer to save
@@ -431,7 +433,7 @@ def links_of(state: CustomerState) -> set[tuple[str, str, str]]:
 
 def would_take(connection: sa.Connection, customer_ids: Sequence[str], rules: Rules, now: datetime) -> tuple[int, int]:
     """Return how many grants of these customers the catalogue would take back, of how many live ones."""
-    states = read_states(connection, customer_ids, rules.settings)
+    states = with_grants_by_hand(read_states(connection, customer_ids, rules.settings), connection)
     held = grants.of_customers(connection, customer_ids)
     taken = live = 0
     for customer_id, state in states.items():

@@ -20,9 +20,7 @@ _PATIENCE_SECONDS = 1.5
 class StoredLimits:
     """Limits, in the database: every worker's calls are counted together."""
 
-    def __init__(
-        self, database: Database, now: Callable[[], datetime], *, patience: float = _PATIENCE_SECONDS
-    ) -> None:
+    def __init__(self, database: Database, now: Callable[[], datetime], *, patience: float = _PATIENCE_SECONDS) -> None:
         self._database = database
         self._now = now
         self._patience = patience

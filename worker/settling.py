@@ -222,8 +222,10 @@ def _among_others(
     connection: sa.Connection, claims: Sequence[Claim], connectors: Mapping[str, Connector[Any]]
 ) -> list[Claim]:
     """Note what other grants, of anybody, have and want of the same resources, and of the same scopes."""
-    names = {name for one in claims for name in (one.resource, one.held.resource if one.held else None) if name}
-    others = grants.about(connection, names)
+    leaving = {one.held.resource for one in claims if one.held and one.held.resource != one.resource}
+    # Only who looks first can mistake what another grant gave for what was there before.
+    giving = {one.resource for one in claims if one.resource and connectors[one.row["connector"]].looks_first}
+    others = grants.about(connection, leaving | giving)
     noted = []
     for one in claims:
         mine = one.row["id"]

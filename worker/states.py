@@ -12,27 +12,22 @@ from worker.store import accounts, customers
 
 
 def read_states(connection: sa.Connection, ids: Iterable[str], settings: Settings) -> dict[str, CustomerState]:
-    """Return the states of these customers, complete; those that nothing is known of are left out."""
+    """Return the states of these customers with their accounts; those that nothing is known of are left out."""
     encoded = customers.facts(connection, ids)
-    return complete({one: facts.decode(state) for one, state in encoded.items()}, connection, settings)
+    kept = accounts.of_customers(connection, encoded)
+    return {one: with_accounts(facts.decode(state), kept.get(one, ()), settings) for one, state in encoded.items()}
 
 
-def complete(
-    states: Mapping[str, CustomerState], connection: sa.Connection, settings: Settings
-) -> dict[str, CustomerState]:
-    """Return the states with the grants by hand and the accounts of their customers."""
+def with_grants_by_hand(states: Mapping[str, CustomerState], connection: sa.Connection) -> dict[str, CustomerState]:
+    """Return the states with the grants that operators gave by hand."""
     manual = customers.manual_of(connection, states)
-    kept = accounts.of_customers(connection, states)
-    return {
-        one: with_accounts(
-            msgspec.structs.replace(state, manual=manual.get(one, {})), kept.get(one, ()), settings
-        )
-        for one, state in states.items()
-    }  # fmt: skip
+    return {one: msgspec.structs.replace(state, manual=manual.get(one, {})) for one, state in states.items()}
 
 
 def with_accounts(state: CustomerState, kept: Sequence[KnownAccount], settings: Settings) -> CustomerState:
     """Return the state with its accounts: those that are kept, and those told in fields, by id where it was found."""
+    if not kept and not settings.github_fields and not settings.discord_fields:
+        return msgspec.structs.replace(state, accounts=()) if state.accounts else state
     found = [one for one in kept if one.source != "field"]
     identified = {_key(one): one for one in kept if one.source == "field"}
     for platform, fields in (("github", settings.github_fields), ("discord", settings.discord_fields)):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from connectors.base import ActionRequired, Rate, Tools, Unavailable
@@ -20,6 +21,8 @@ T = TypeVar("T")
 _LONGEST_REQUEST_SECONDS = 4
 _RENEW_BEFORE = timedelta(minutes=2)
 _PAGE = 100
+_RECENT_SECONDS = 5.0
+"""How long what was read will do where nothing hangs on the last moment: many grants look at one repository at once."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class GitHub:
         self._app: Access | None = None
         self._installed: dict[str, int] = {}
         self._accesses: dict[int, Access] = {}
+        self._lists: dict[tuple[str, str], tuple[float, list[dict[str, Any]]]] = {}
 
     async def ask(
         self,
@@ -97,24 +101,37 @@ class GitHub:
         """Whether we sign in as an App, and not by a token."""
         return bool(self._tools.settings.github_app_id)
 
-    async def take(self, access: Access, *, writes: bool = False, invites: int | None = None) -> None:
-        """Take the places of one request under the limits. Raises Unavailable."""
-        await self._tools.limits.take(*rates(access.who, self._pace, writes=writes, invites=invites))
+    async def take(self, access: Access, *, writes: bool = False, invites: int | None = None, reads: int = 0) -> None:
+        """Take the places of one request under the limits, and of `reads` more. Raises Unavailable."""
+        more = rates(access.who, self._pace) * reads
+        await self._tools.limits.take(*more, *rates(access.who, self._pace, writes=writes, invites=invites))
 
-    async def pages(self, access: Access, path: str, about: str) -> list[dict[str, Any]]:
-        """Return a whole list, as it was after now. Raises ConnectorError."""
+    @property
+    def recently(self) -> float:
+        """Since when, by the monotonic clock, what was read may be used again where that is enough."""
+        return monotonic() - _RECENT_SECONDS * self._pace
+
+    async def pages(self, access: Access, path: str, about: str, *, recent: bool = False) -> list[dict[str, Any]]:
+        """Return a whole list, as it was after now; `recent`: or a few seconds ago. Raises ConnectorError."""
+        key = (access.who, path)
+        began, known = self._lists.get(key, (0.0, []))
+        if recent and began > self.recently:
+            return known
 
         async def read() -> list[dict[str, Any]]:
             found: list[dict[str, Any]] = []
+            at = monotonic()
             for page in range(1, 10_000):
                 more = f"{path}{'&' if '?' in path else '?'}per_page={_PAGE}&page={page}"
                 answer = await self.ask(access, "GET", more, about)
                 found += answer.body
                 if 'rel="next"' not in answer.headers.get("link", ""):
                     break
+            self._lists = {one: kept for one, kept in self._lists.items() if kept[0] > self.recently}
+            self._lists[key] = (at, found)
             return found
 
-        return await self.shared.ask((access.who, path), read)
+        return await self.shared.ask(key, read)
 
     async def access(self, name: str, *, fresh: bool = False) -> Access:
         """Return the way in to a repository: by the token, or the App's installation there. Raises ConnectorError."""

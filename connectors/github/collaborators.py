@@ -17,15 +17,15 @@ class Collaborators:
     def __init__(self, github: GitHub) -> None:
         self._github = github
 
-    async def login(self, place: Place, given: Given) -> str | None:
+    async def login(self, place: Place, given: Given, *, taken: bool = False) -> str | None:
         """Return what the account is called at this moment; None where it was deleted."""
         about = f"the GitHub account {given.account}, for {given.name}"
-        answer = await self._github.ask(place.access, "GET", f"/user/{given.account}", about, fine=(404,))
+        answer = await self._github.ask(place.access, "GET", f"/user/{given.account}", about, taken=taken, fine=(404,))
         return None if answer.status == 404 else quote(answer.body["login"], safe="")
 
-    async def existing(self, place: Place, given: Given) -> str:
+    async def existing(self, place: Place, given: Given, *, taken: bool = False) -> str:
         """Return what the account is called at this moment. Raises ActionRequired where it was deleted."""
-        login = await self.login(place, given)
+        login = await self.login(place, given, taken=taken)
         if login is None:
             raise ActionRequired(
                 f"your GitHub account (number {given.account}) exists no more; link another", who="customer"
@@ -65,14 +65,14 @@ class Collaborators:
         path, about = f"/repos/{place.full_name}/collaborators?affiliation=direct", f"who is in {place.full_name}"
         return {str(one["id"]): one["role_name"] for one in await self._github.pages(place.access, path, about)}
 
-    async def invitations(self, place: Place) -> list[Invitation]:
+    async def invitations(self, place: Place, *, recent: bool = False) -> list[Invitation]:
         """Return all invitations that GitHub lists, those that have ended too."""
         path, about = f"/repos/{place.full_name}/invitations", f"the invitations to {place.full_name}"
-        return await self._github.pages(place.access, path, about)
+        return await self._github.pages(place.access, path, about, recent=recent)
 
-    async def invitation(self, place: Place, given: Given) -> Invitation | None:
+    async def invitation(self, place: Place, given: Given, *, recent: bool = False) -> Invitation | None:
         """Return the account's invitation, by the account's number: who sent it, and when, does not matter."""
-        for one in await self.invitations(place):
+        for one in await self.invitations(place, recent=recent):
             is_theirs = (
                 str(one["invitee"]["id"]) == given.account if one["invitee"] else one["id"] == given.invitation_id
             )
@@ -105,8 +105,8 @@ class Collaborators:
         """
         number = place.id if invites else None
         # Before the name is looked up: a refused place costs no request, and the name is as new as can be.
-        await self._github.take(place.access, writes=True, invites=number)
-        login = await self.existing(place, given)
+        await self._github.take(place.access, writes=True, invites=number, reads=1)
+        login = await self.existing(place, given, taken=True)
         answer = await self._github.ask(
             place.access,
             "PUT",
@@ -141,8 +141,8 @@ class Collaborators:
 
     async def remove(self, place: Place, given: Given) -> None:
         """Take away what the account has of its own. An invitation stays, and what comes through teams."""
-        await self._github.take(place.access, writes=True)
-        login = await self.login(place, given)
+        await self._github.take(place.access, writes=True, reads=1)
+        login = await self.login(place, given, taken=True)
         if login is not None:
             path = f"/repos/{place.full_name}/collaborators/{login}"
             await self._github.ask(place.access, "DELETE", path, given.about, taken=True, fine=(404,))

@@ -8,9 +8,6 @@ from typing import Any
 from connectors.base import ActionRequired
 from connectors.github.client import Access, GitHub
 
-_RECENT_SECONDS = 5.0
-"""How long we go by the name that a repository had: the acts of one grant follow each other much faster."""
-
 
 @dataclass(frozen=True)
 class Place:
@@ -44,7 +41,7 @@ class Places:
         told.
         """
         at, place = self._found.get(name.lower(), (0.0, None))
-        if place and recent and monotonic() - at < _RECENT_SECONDS and number in {None, place.id}:
+        if place and recent and at > self._github.recently and number in {None, place.id}:
             return place
         key = ("place", name.lower(), number, installation)
         place = await self._github.shared.ask(key, lambda: self._look(name, number, installation))
@@ -52,9 +49,9 @@ class Places:
             self._found[name.lower()] = (monotonic(), place)
         return place
 
-    async def named(self, name: str) -> Place:
+    async def named(self, name: str, *, recent: bool = False) -> Place:
         """Find a repository that somebody named. Raises ActionRequired where there is none."""
-        place = await self.find(name)
+        place = await self.find(name, recent=recent)
         if place is None:
             raise ActionRequired(
                 f"the repository {name} does not exist, or we may not see it; correct the name, or let the App or "

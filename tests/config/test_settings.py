@@ -286,6 +286,29 @@ class TestProduction:
         assert "short," not in told
 
     @pytest.mark.parametrize(
+        ("given", "says"),
+        [
+            ({"GITHUB_CLIENT_ID": "Iv1"}, ["PUBLIC_URL is missing", "GITHUB_CLIENT_SECRET is missing"]),
+            (
+                {"DISCORD_CLIENT_ID": "1", "DISCORD_CLIENT_SECRET": "s", "PUBLIC_URL": "https://a"},
+                ["ENCRYPTION_KEYS is missing"],
+            ),
+            ({"ENCRYPTION_KEYS": "hello"}, ["ENCRYPTION_KEYS: one is shorter than 16 characters"]),
+            ({"PAGE_LOGO": "absent.png"}, ["PAGE_LOGO: there is no file absent.png"]),
+            ({"GITHUB_API_URL": "github.example.com"}, ["GITHUB_API_URL: write an address"]),
+            ({"PAGE_COLOR": "blue"}, ["PAGE_COLOR: "]),
+            ({"GITHUB_APP_ID": "my-app"}, ["GITHUB_APP_ID: "]),
+        ],
+    )
+    def test_what_platforms_and_the_page_need_is_named(
+        self, lasting: Path, given: Mapping[str, str], says: list[str]
+    ) -> None:
+        told = problems_of(EVERYTHING | {f"ALMONER_{name}": value for name, value in given.items()})
+        assert len(told) == len(says)
+        for one, start in zip(told, says, strict=True):
+            assert one.startswith(f"ALMONER_{start}")
+
+    @pytest.mark.parametrize(
         "where",
         [
             {"ALMONER_DATA_DIR": "TEMPORARY/data"},

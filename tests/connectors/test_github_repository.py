@@ -248,7 +248,7 @@ async def test_who_has_nothing_is_invited_and_told_what_to_do(here: Here) -> Non
     assert receipt.data["invitation_expires_at"] == "2026-11-08T12:00:00+00:00"
     assert receipt.waiting
     assert f"{here.url}/acme/pro/invitations" in receipt.waiting
-    assert "08 November 2026" in receipt.waiting
+    assert "before 8 November 2026" in receipt.waiting
     assert receipt.offers == 1
     assert await here.connector.holds(receipt) == Holding.PENDING
 

@@ -66,6 +66,13 @@ async def test_places_are_taken_under_all_limits_or_none(stored: StoredLimits, c
         await stored.take(MINUTE)
 
 
+async def test_two_calls_take_two_places_at_once_or_none(stored: StoredLimits, clock: Clock) -> None:
+    await stored.take(MINUTE, MINUTE)
+    clock.move(seconds=10)
+    assert 50 <= await refused(stored, MINUTE, MINUTE) <= 52
+    await stored.take(MINUTE)
+
+
 async def test_those_who_wait_are_told_different_times_so_that_they_do_not_all_come_at_once(
     stored: StoredLimits, clock: Clock
 ) -> None:
@@ -132,7 +139,7 @@ def test_no_span_of_time_ever_has_more_calls_than_allowed(steps: Sequence[float]
     rate, row, at, calls = Rate("x", limit, 20), Row(), 1_000_000.0, []
     for step in steps:
         at += step
-        window = limits._Window(row, rate, at)
+        window = limits._Window(row, rate, at, 1)
         if window.first_free > at:
             assert window.promise() >= window.first_free
         else:

@@ -2,6 +2,7 @@
 
 from array import array
 from bisect import bisect_right, insort
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -49,7 +50,7 @@ class Wait:
 
 
 def take(connection: sa.Connection, rates: Sequence[Rate], now: datetime, *, patience: float = 0.0) -> Wait | None:
-    """Take one place under each of these limits, or none where one is used up or parked; then say how long to wait.
+    """Take one place for each of these limits, or none where one is used up or parked; then say how long to wait.
 
     Exact over any span of time, not only over fixed ones: whatever window the platform counts in holds no more than
     its limit. Whoever would have to wait longer than `patience` (seconds) is told a time of their own at which a place
@@ -57,11 +58,11 @@ def take(connection: sa.Connection, rates: Sequence[Rate], now: datetime, *, pat
     """
     rows = _locked(connection, [rate.name for rate in rates])
     at = now.timestamp()
-    windows = [_Window(rows[rate.name], rate, at) for rate in rates]
+    windows = [_Window(rows[rate.name], rate, at, places) for rate, places in Counter(rates).items()]
     full = [window for window in windows if window.first_free > at]
     if not full:
         for window in windows:
-            window.calls.append(at)
+            window.calls.extend([at] * window.places)
         connection.execute(_TAKE, [window.columns() for window in windows])
         return None
     last = max(full, key=lambda window: window.first_free)
@@ -85,7 +86,8 @@ def _locked(connection: sa.Connection, names: Iterable[str]) -> dict[str, Any]:
 class _Window:
     """The last while of one limit."""
 
-    def __init__(self, row: Any, rate: Rate, at: float) -> None:  # noqa: ANN401 - a row
+    def __init__(self, row: Any, rate: Rate, at: float, places: int) -> None:  # noqa: ANN401 - a row
+        self.places = places
         self._name = rate.name
         self._most = row.most or rate.limit
         seconds = row.seconds or rate.seconds
@@ -96,8 +98,9 @@ class _Window:
         """When there is a place for whoever comes first."""
         self.reason = ""
         parked_until = row.parked_until.timestamp() if row.parked_until else at
-        if len(self.calls) >= self._most:
-            self.first_free = self.calls[-self._most] + self._seconds
+        over = len(self.calls) + places - self._most
+        if over > 0 and self.calls:
+            self.first_free = self.calls[min(over, len(self.calls)) - 1] + self._seconds
             self.reason = f"{self._most} calls in {self._seconds:g} s are all that {self._name} allows"
         if parked_until > self.first_free:
             self.first_free = parked_until
