@@ -96,6 +96,8 @@ class Benefit:
     trials: bool
     per: Per
     config: BenefitConfig
+    platform: str | None
+    """Where a customer needs an account for it; what they have elsewhere is nothing to it."""
     parts: Mapping[str, Part]
     """What is given, each by a grant of its own: one without a name, or several with names."""
 
@@ -110,6 +112,8 @@ class ConnectorTerms:
 
     config: type[BenefitConfig]
     per: Per
+    platform: str | None = None
+    """Where a customer needs an account for it."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,7 @@ def _benefit(key: str, table: Any, connectors: Mapping[str, ConnectorTerms], gra
         trials=terms.trials,
         per=terms.per or connector.per,
         config=config,
+        platform=connector.platform,
         parts={name: _part(terms.connector, part) for name, part in config.parts().items()},
     )
 

@@ -83,7 +83,9 @@ class Settings(BaseSettings):
         (), description="bearer tokens of apps, which ask, set accounts and open pages; each `token` or `name:token`"
     )
     ops_tokens: Tokens = Field((), description="bearer tokens of operators, each `token` or `name:token`")
-    key_readers: Names = Field((), description="names of app tokens that may read whole license keys")
+    key_readers: Names = Field(
+        (), description="names of app tokens that may read whole license keys; every app may open a customer's page"
+    )
     signing_keys: Secrets = Field(
         (), description="keys that sign download links and the customers' page; the first signs, all verify"
     )

@@ -18,6 +18,6 @@ CONNECTORS: dict[str, type[Any]] = {
 }
 
 TERMS: dict[str, ConnectorTerms] = {
-    name: ConnectorTerms(connector.Config, connector.per) for name, connector in CONNECTORS.items()
+    name: ConnectorTerms(connector.Config, connector.per, connector.platform) for name, connector in CONNECTORS.items()
 }
 """What the catalogue needs to know of each."""

@@ -1,6 +1,6 @@
 """What every connector is: four calls, three ways to fail, and a receipt that is enough to take everything back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,6 +26,8 @@ class Recipient(Struct, frozen=True):
     organization_id: str | None = None
     accounts: Mapping[str, str] = {}
     """Numeric account ids by platform: `github`, `discord`."""
+    sources: Mapping[str, str] = {}
+    """Who told us of them, by platform: `linked` by the customer, `set` by the app, `polar`, or a `field`."""
     names: Mapping[str, str] = {}
     """Names by platform of accounts whose id is not known yet; `identify` finds it, once."""
 
@@ -151,8 +153,11 @@ class AccountTokens(Protocol):
     async def keep(self, platform: str, account_id: str, token: AccountToken) -> None:
         """Keep the token that came in its place."""
 
-    async def forget(self, platform: str, account_id: str) -> None:
-        """Delete it: the platform takes it no more, and the customer must link the account again."""
+    async def forget(self, platform: str, account_id: str, refused: AccountToken) -> None:
+        """Delete this token: the platform takes it no more, and the customer must link the account again.
+
+        Another that came in its place meanwhile stays.
+        """
 
 
 class LicenseKey(Struct, frozen=True):
@@ -259,6 +264,9 @@ class Connector(Protocol[C]):  # pragma: no cover - a description, not code
         `last`: nothing else in the resource's scope is wanted by anybody.
         """
 
+    async def let_go(self, held: Receipt, kept_for: Sequence[Receipt]) -> None:
+        """Bring down to what others still need what is theirs too, and stays. Raises ConnectorError."""
+
     async def holds(self, held: Receipt) -> Holding:
         """Read back what is really there. Raises ConnectorError."""
 
@@ -301,6 +309,9 @@ class Serving:
     def scope(resource: str) -> str:
         """Each resource stands alone."""
         return resource
+
+    async def let_go(self, held: Receipt, kept_for: Sequence[Receipt]) -> None:
+        """Do nothing: what others have is all that there is."""
 
     async def holds(self, held: Receipt) -> Holding:
         """Read back what is really there."""

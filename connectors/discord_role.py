@@ -3,11 +3,12 @@
 import asyncio
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from weakref import WeakValueDictionary
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -15,6 +16,7 @@ from config.catalogue import BenefitConfig, Per
 from config.settings import Settings
 from connectors.base import (
     Account,
+    AccountToken,
     ActionRequired,
     Holding,
     Presentation,
@@ -130,6 +132,7 @@ class DiscordRole:
         self._tokens = tools.tokens
         self._now = tools.now
         self._pace = pace
+        self._renewing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._apis: dict[asyncio.AbstractEventLoop, asyncio.Task[DiscordApi]] = {}
         self._places: dict[asyncio.AbstractEventLoop, Places] = {}
         """Where we have let go of who never joined: there is nothing to wait for, until it is given again."""
@@ -168,7 +171,8 @@ class DiscordRole:
             "guild": place.guild,
             "role": place.role,
             "account": place.account,
-            "on_revoke": config.on_revoke,
+            # Whoever names an account in a field may name somebody else's: nobody is thrown out for that.
+            "on_revoke": "remove_role" if to.sources.get(_PLATFORM) == "field" else config.on_revoke,
             "in_guild": in_guild,
         }
         waiting = None if in_guild else _waiting(place)
@@ -188,6 +192,9 @@ class DiscordRole:
             await api.kick(place, reason)
         else:
             await api.take_role(place, reason)
+
+    async def let_go(self, held: Receipt, kept_for: Sequence[Receipt]) -> None:
+        """Do nothing: a role is the same for everybody."""
 
     async def holds(self, held: Receipt) -> Holding:
         """Read the person back. Who has not joined yet is waited for."""
@@ -267,24 +274,34 @@ class DiscordRole:
         return Place(config.guild, account, config.role_ids()[0])
 
     async def _join(self, api: "DiscordApi", place: Place, reason: str) -> tuple[bool, str | None]:
-        """Add the account with the token that the customer gave: whether it is in now, and its user name."""
+        """Add the account with the token that the customer gave: whether it is in now, and its user name.
+
+        One at a time for each account: a token can be renewed once, and two roles may want it.
+        """
+        async with self._renewing.setdefault(place.account, asyncio.Lock()):
+            return await self._join_alone(api, place, reason)
+
+    async def _join_alone(self, api: "DiscordApi", place: Place, reason: str) -> tuple[bool, str | None]:
+        refused: AccountToken | None = None
         tried: set[str] = set()
         # Another worker may have had the token renewed meanwhile: Discord then takes the older one no more.
         while (token := await self._tokens.find(_PLATFORM, place.account)) and token.access_token not in tried:
             tried.add(token.access_token)
+            refused = token
             try:
                 if token.expires_at and token.expires_at <= self._now() + _EXPIRES_SOON:
                     token = await api.refreshed(token, self._now())
                     tried.add(token.access_token)
+                    refused = token
                     await self._tokens.keep(_PLATFORM, place.account, token)
                 name = await api.add_member(place, token.access_token, reason)
             except _discord_api().TokenRefused:
                 continue
             # 204 means that they were in already, and that nothing was given: they came in between.
             return (True, name) if name else (await api.give_role(place, reason), None)
-        if not tried:
+        if refused is None:
             return False, None
-        await self._tokens.forget(_PLATFORM, place.account)
+        await self._tokens.forget(_PLATFORM, place.account, refused)
         raise ActionRequired(
             f"Discord does not let the account {place.account} be added to the server {place.guild} any more; "
             "link your Discord account again",

@@ -1,7 +1,7 @@
 """Access to GitHub repositories: by an invitation that the customer accepts, or by a role for who is there already."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
@@ -94,9 +94,9 @@ class GitHubRepository:
     async def revoke(self, held: Receipt, *, last: bool = True) -> None:  # noqa: ARG002 - each stands alone
         """Cancel the invitation and take the access away, or put back what was there before us."""
         given = Given(held)
-        place = None if given.is_untouched else await self._place(given)
-        if place is None:
+        if given.is_untouched:
             return
+        place = await self._place(given)
         invitation = await self._people.invitation(place, given)
         own = given.before.direct if given.before and not given.takes_all else None
         if invitation and own:
@@ -112,8 +112,6 @@ class GitHubRepository:
         """Read back what the account may do, from whatever source; without data, only what is its own."""
         given = Given(held)
         place = await self._place(given, recent=True)
-        if place is None:
-            return Holding.GONE
         invitation, _, role = await self._people.seen(place, given)
         if invitation and not invitation.get("expired"):
             return Holding.PENDING
@@ -126,9 +124,9 @@ class GitHubRepository:
     async def left(self, held: Receipt) -> bool:
         """Look whether anything is the account's own that was not so before us; a team's access is not ours."""
         given = Given(held)
-        place = None if given.is_untouched else await self._place(given, recent=True)
-        if place is None:
+        if given.is_untouched:
             return False
+        place = await self._place(given, recent=True)
         invitation, _, role = await self._people.seen(place, given, invited=True)
         if invitation and not invitation.get("expired"):
             return not given.was(invitation["permissions"])
@@ -163,7 +161,7 @@ class GitHubRepository:
         """Return everybody with access of their own, and every open invitation; nobody who comes through a team."""
         found: dict[str, Holding] = {}
         for name in config.names:
-            place = await self._places.named(name)
+            place = await self._places.find(name)
             for one in await self._people.invitations(place):
                 if one["invitee"] and not one.get("expired"):
                     found[resource(name, str(one["invitee"]["id"]))] = Holding.PENDING
@@ -194,7 +192,7 @@ class GitHubRepository:
 
     async def _look(self, given: Given, config: Terms) -> Receipt:
         """See what the account has already, and change nothing."""
-        place = await self._places.named(config.repository or given.name, recent=True)
+        place = await self._places.find(config.repository or given.name, recent=True)
         login = await self._people.existing(place, given)
         data = {
             "repository": place.full_name,
@@ -210,7 +208,7 @@ class GitHubRepository:
         role = await self._people.role(place, given, login)
         if role:
             return Before(role, (await self._people.direct(place)).get(given.account))
-        invitation = await self._people.invitation(place, given, recent=True)
+        invitation = await self._people.invitation(place, given)
         if invitation is None or invitation.get("expired"):
             return None
         return Before(Role(invitation["permissions"], invitation["permissions"]), invitation["permissions"])
@@ -218,13 +216,14 @@ class GitHubRepository:
     async def _give(self, held: Receipt, config: Terms) -> Receipt:
         """Act, or bring up to date. Whoever has enough gets nothing."""
         place = await self._place(Given(held), recent=True)
-        if place is None:
-            raise ActionRequired(f"{Given(held).about}: the repository is gone; change the benefit", who="merchant")
         given = Given(msgspec.structs.replace(held, data=_wanting(held.data, config, place), waiting=None))
         if held.intended and given.before is None:
             return await self._invite(place, given)
         invitation, _, role = await self._people.seen(place, given, invited=held.intended)
         is_waiting = invitation is not None and not invitation.get("expired")
+        if Given(held).is_untouched and not held.intended and not (role and role.suffices(given.target)):
+            # We gave nothing, for what they had was enough: now it is not. What is there is looked at afresh.
+            return await self._look(Given(Receipt(held.resource, intended=True)), config)
         if invitation and is_waiting and not _needs_another(held, given):
             return await self._waiting(place, given, invitation)
         if invitation:
@@ -273,7 +272,8 @@ class GitHubRepository:
 
     async def _waiting(self, place: Place, given: Given, invitation: Invitation, *, sent: int = 0) -> Receipt:
         """Return the receipt of an invitation, once it gives the wanted permission."""
-        await self._people.change(place, given, invitation, given.target)
+        if not given.is_untouched:
+            await self._people.change(place, given, invitation, given.target)
         end = datetime.fromisoformat(invitation["created_at"]) + _INVITATION_LASTS
         data = given.receipt.data | {
             "invitation_id": invitation["id"],
@@ -288,8 +288,8 @@ class GitHubRepository:
         return msgspec.structs.replace(given.receipt, data=data, intended=False, waiting=waiting, offers=offers)
 
     async def _in_place(self, place: Place, given: Given, role: Role, earlier: str) -> Receipt:
-        """Change the role of who is there, where it does not suffice or the benefit was changed."""
-        is_changed = earlier != given.receipt.data["permission"] and role.permission != given.target
+        """Change the role of who is there, where it does not suffice, or where the benefit changed the one we gave."""
+        is_changed = earlier != given.receipt.data["permission"] and role.permission == earlier
         if role.suffices(given.target) and not is_changed:
             return given.held()
         if given.before and not given.is_raised:
@@ -302,6 +302,21 @@ class GitHubRepository:
 
     # Taking back.
 
+    async def let_go(self, held: Receipt, kept_for: Sequence[Receipt]) -> None:
+        """Lower the role that we gave to what others need who keep the access: the highest of theirs."""
+        given = Given(held)
+        needed = max((Given(one).target for one in kept_for), key=lambda role: RANKS.get(role, 99), default="admin")
+        if not given.takes_all or RANKS.get(given.target, 0) <= RANKS.get(needed, 99):
+            return
+        place = await self._place(given, recent=True)
+        invitation, _, role = await self._people.seen(place, given, invited=True)
+        if invitation and not invitation.get("expired"):
+            await self._people.change(place, given, invitation, needed)
+        elif role:
+            own = (await self._people.direct(place)).get(given.account)
+            if own and AS_PERMISSION.get(own, own) == given.target:
+                await self._people.put(place, given, needed)
+
     async def _put_back(self, place: Place, given: Given, own: str | None) -> None:
         """Give the account's own earlier role back; who had none loses ours, and keeps the team's."""
         if own is None:
@@ -311,12 +326,11 @@ class GitHubRepository:
         if login and await self._people.role(place, given, login):  # else they left, and would be invited
             await self._people.put(place, given, AS_PERMISSION.get(own, own))
 
-    async def _place(self, given: Given, *, recent: bool = False) -> Place | None:
+    async def _place(self, given: Given, *, recent: bool = False) -> Place:
         data = given.receipt.data
-        place = await self._places.find(
+        return await self._places.find(
             given.name, number=data.get("repository_id"), installation=data.get("installation_id"), recent=recent
         )
-        return place if place or data else await self._places.named(given.name)
 
 
 def _wanting(data: dict[str, Any], config: Terms, place: Place) -> dict[str, Any]:

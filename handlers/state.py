@@ -362,6 +362,11 @@ def accounts_of(state: CustomerState, member_id: str | None) -> Mapping[str, str
     return {platform: one.account_id for platform, one in best.items() if one.account_id}
 
 
+def sources_of(state: CustomerState, member_id: str | None) -> Mapping[str, str]:
+    """Return, by platform, who told us of the accounts."""
+    return {platform: one.source for platform, one in _best(state, member_id).items()}
+
+
 def names_of(state: CustomerState, member_id: str | None) -> Mapping[str, str]:
     """Return, by platform, the names of accounts whose ids must still be found."""
     best = _best(state, member_id)
@@ -393,13 +398,21 @@ def told_in_fields(state: CustomerState, platform: str, fields: Iterable[str]) -
     found: dict[str | None, KnownAccount] = {}
     for person, said in told:
         for value in (said[name] for name in names if said.get(name)):
-            found.setdefault(person, _named(platform, person, value))
+            account = _named(platform, person, value)
+            if account:
+                found.setdefault(person, account)
     return list(found.values())
 
 
-def _named(platform: str, person: str | None, value: object) -> KnownAccount:
+def _named(platform: str, person: str | None, value: object) -> KnownAccount | None:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
     text = str(value).strip().rstrip("/").rpartition("/")[2].removeprefix("@")
-    is_id = isinstance(value, int | float) or (platform == "discord" and _SNOWFLAKE.fullmatch(text))
+    is_id = isinstance(value, int) or (platform == "discord" and _SNOWFLAKE.fullmatch(text) is not None)
+    if not text or (is_id and not text.isdecimal()):
+        return None
     return KnownAccount(
         platform=platform, member_id=person, account_id=text if is_id else None, name=None if is_id else text,
         source="field",

@@ -45,27 +45,33 @@ class StoredTokens:
         """Return the token of an account, or None; one that no key opens is as good as none, and is logged."""
         found = partial(accounts.token, platform=platform, account_id=account_id)
         sealed = await self._database.peek(found)
-        if sealed is None:
-            return None
+        return self._opened(sealed, platform, account_id) if sealed else None
+
+    async def keep(self, platform: str, account_id: str, token: AccountToken) -> None:
+        """Keep the token that came in its place. Raises NotSealed."""
+        change = partial(
+            accounts.change_token, platform=platform, account_id=account_id, sealed=self._seal.seal(_encode(token)),
+            sealed_with=self._seal.fingerprint, now=self._now(),
+        )  # fmt: skip
+        await self._database.write(change)
+
+    async def forget(self, platform: str, account_id: str, refused: AccountToken) -> None:
+        """Delete this token, and no other that came in its place meanwhile."""
+        now = self._now()
+
+        def forget(connection: sa.Connection) -> None:
+            sealed = accounts.token(connection, platform, account_id)
+            if sealed and self._opened(sealed, platform, account_id) == refused:
+                accounts.change_token(connection, platform, account_id, None, None, now)
+
+        await self._database.write(forget)
+
+    def _opened(self, sealed: bytes, platform: str, account_id: str) -> AccountToken | None:
         try:
             return _token(self._seal.open(sealed))
         except (NotSealed, msgspec.DecodeError) as error:
             log.error("a customer's token cannot be read", platform=platform, account=account_id, reason=str(error))
             return None
-
-    async def keep(self, platform: str, account_id: str, token: AccountToken) -> None:
-        """Keep the token that came in its place. Raises NotSealed."""
-        await self._change(platform, account_id, self._seal.seal(_encode(token)))
-
-    async def forget(self, platform: str, account_id: str) -> None:
-        """Delete it."""
-        await self._change(platform, account_id, None)
-
-    async def _change(self, platform: str, account_id: str, sealed: bytes | None) -> None:
-        name = self._seal.fingerprint if sealed else None
-        change = partial(accounts.change_token, platform=platform, account_id=account_id, sealed=sealed,
-                         sealed_with=name, now=self._now())  # fmt: skip
-        await self._database.write(change)
 
     async def reseal(self) -> int:
         """Encrypt with the first key what an older one has encrypted; returns how many there were."""
@@ -120,8 +126,8 @@ class Accounts:
         """Forget an account and its token; says whether there was one."""
 
         def forget(connection: sa.Connection) -> bool:
-            person = self._person(connection, customer_id, member_id)
-            return accounts.forget(connection, customer_id, person, platform, source)
+            people = self._people(connection, customer_id, member_id)
+            return accounts.forget(connection, customer_id, people, platform, source)
 
         was_there = await self.database.write(forget)
         await self.pipeline.refresh([customer_id])
@@ -139,13 +145,16 @@ class Accounts:
         now = self.pipeline.now()
 
         def keep(connection: sa.Connection) -> None:
+            person, *others = self._people(connection, customer_id, member_id)
+            known = accounts.of_customers(connection, [customer_id]).get(customer_id, [])
             account = KnownAccount(
                 platform=platform,
-                member_id=self._person(connection, customer_id, member_id),
-                account_id=account_id,
+                member_id=person,
+                account_id=account_id or _bound(known, [person, *others], platform, source, name),
                 name=name,
                 source=source,
             )
+            accounts.forget(connection, customer_id, others, platform, source)
             accounts.keep(
                 connection, customer_id, account, now, token=sealed,
                 sealed_with=self.seal.fingerprint if sealed else None,
@@ -154,8 +163,22 @@ class Accounts:
         await self.database.write(keep)
         await self.pipeline.refresh([customer_id])
 
-    def _person(self, connection: sa.Connection, customer_id: str, member_id: str | None) -> str | None:
-        """Return None for the owner: they are the customer in person."""
+    def _people(self, connection: sa.Connection, customer_id: str, member_id: str | None) -> list[str | None]:
+        """Return under whom an account is kept, first, and under whom it may stand from before.
+
+        The customer in person is their owner, once there is one: who becomes the owner later is somebody else.
+        """
         found = customers.facts(connection, [customer_id])
         owner = facts.owner_of(facts.decode(found[customer_id])) if customer_id in found else None
-        return None if member_id == owner else member_id
+        return [owner, None] if owner and member_id in {None, owner} else [member_id]
+
+
+def _bound(
+    known: list[KnownAccount], people: list[str | None], platform: str, source: str, name: str | None
+) -> str | None:
+    """Return the id that the same name was bound to before: whoever has the name now may be somebody else."""
+    for one in known:
+        is_same = (one.platform, one.source, (one.name or "").lower()) == (platform, source, (name or "").lower())
+        if is_same and one.member_id in people and one.account_id:
+            return one.account_id
+    return None

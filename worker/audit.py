@@ -82,12 +82,14 @@ class Audit:
     pipeline: Pipeline
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     _left: dict[str, Receipt] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)
 
     async def look(self, benefit: str | None = None, progress: Callable[[str], None] = lambda _: None) -> Report:
         """Compare, and change nothing. `progress` is told what is looked at."""
         await self.pipeline.follow()
         report = Report(at=self.pipeline.now())
         self._left.clear()
+        self._told.clear()
         for one in self.pipeline.catalogue.benefits.values():
             if benefit in {None, one.key}:
                 for part, config in ((name, part.config) for name, part in one.parts.items()):
@@ -108,8 +110,7 @@ class Audit:
             if receipt is None:
                 continue
             if one.grant_id is None:  # our own door, without any grant behind it
-                await self.pipeline.connectors[one.connector].revoke(receipt)
-                report.mended += 1
+                report.mended += await self._close(one, receipt)
                 continue
             take = partial(grants.take_again, grant_id=one.grant_id, receipt=receipt, now=now)
             if await self.pipeline.database.write(take):
@@ -117,6 +118,13 @@ class Audit:
         await self.pipeline.trigger.settle(again)
         report.mended += len(again)
         return len(again)
+
+    async def _close(self, finding: Finding, receipt: Receipt) -> bool:
+        """Close a door of ours, unless a grant has come to stand behind it since."""
+        wanted = await self.pipeline.database.read(partial(grants.spoken_for, resources=[finding.resource]))
+        if not wanted:
+            await self.pipeline.connectors[finding.connector].revoke(receipt)
+        return not wanted
 
     async def keep(self, report: Report) -> None:
         """Keep the report, and say in the log what it found."""
@@ -174,33 +182,42 @@ class Audit:
             extra = [one for one in some if one not in spoken_for]
             ours = await self.pipeline.database.read(partial(grants.touched, resources=extra)) if extra else {}
             for resource in extra:
-                row = ours.get(resource)
-                if any(one.resource == resource for one in report.findings):
-                    continue  # another benefit gives it too
-                receipt = _last_receipt(row, benefit.connector) if row else None
-                if receipt and await self._left_behind(connector, receipt):
-                    self._left[resource] = receipt
-                    report.findings.append(_finding("left", benefit, resource, row))
-                else:  # somebody else's gift, or what they had before us
-                    report.findings.append(_finding("foreign", benefit, resource, row))
+                if resource not in self._told:  # another benefit may give it too
+                    self._told.add(resource)
+                    await self._judge(benefit, connector, resource, ours.get(resource), report)
+
+    async def _judge(
+        self, benefit: Benefit, connector: Connector[Any], resource: str, row: Mapping[str, Any] | None,
+        report: Report,
+    ) -> None:  # fmt: skip
+        """Tell what we left behind from somebody else's gift, from what they had before us, and from what just went."""
+        receipt = _last_receipt(row, benefit.connector) if row else None
+        if receipt and await self._holds(connector, receipt) == Holding.GONE:
+            return  # it was taken back since the list was made
+        if receipt and await self._left_behind(connector, receipt):
+            self._left[resource] = receipt
+            report.findings.append(_finding("left", benefit, resource, row))
+        else:
+            report.findings.append(_finding("foreign", benefit, resource, row))
 
     async def _look_for_open_doors(self, report: Report) -> None:
         """Look for what we serve ourselves though no grant has it."""
-        after = ""
-        while True:
-            found = await self.pipeline.database.read(partial(grants.left_open, after=after, limit=_PAGE))
-            if not found:
-                return
-            after = found[-1]
-            ours = await self.pipeline.database.read(partial(grants.touched, resources=found))
-            for resource in found:
-                connector, benefit = resource.split(":")[:2]
-                row = ours.get(resource)
-                self._left[resource] = Receipt(resource, connector=connector, intended=True)
-                report.findings.append(
-                    Finding(kind="left", benefit=benefit, connector=connector, resource=resource,
-                            grant_id=row["id"] if row else None, customer_id=row["customer_id"] if row else None)
-                )  # fmt: skip
+        for what in ("passes", "keys"):
+            after = ""
+            while found := await self.pipeline.database.read(
+                partial(grants.left_open, what=what, after=after, limit=_PAGE)
+            ):
+                after = found[-1]
+                ours = await self.pipeline.database.read(partial(grants.touched, resources=found))
+                report.findings += [self._door(resource, ours.get(resource)) for resource in found]
+
+    def _door(self, resource: str, row: Mapping[str, Any] | None) -> Finding:
+        connector, benefit = resource.split(":")[:2]
+        self._left[resource] = Receipt(resource, connector=connector, intended=True)
+        return Finding(
+            kind="left", benefit=benefit, connector=connector, resource=resource,
+            grant_id=row["id"] if row else None, customer_id=row["customer_id"] if row else None,
+        )  # fmt: skip
 
     async def _holds(self, connector: Connector[Any], receipt: Receipt) -> Holding:
         return await self._patiently(lambda: connector.holds(receipt))

@@ -39,6 +39,7 @@ _STORE_SECONDS = 5.0
 _TRIGGER_GAP_SECONDS = 0.005
 """The first trigger goes out at once; under load those that follow carry what came meanwhile."""
 _SECRET_NOTES = timedelta(seconds=10)
+_PRUNE_EVERY, _PRUNE_PULSE = timedelta(hours=1), "prune"
 
 
 class Trigger(Protocol):
@@ -464,7 +465,10 @@ def _fail(group: Sequence[tuple[Arrival, asyncio.Future[Accepted]]], error: Exce
 def _housekeeping(now: datetime) -> Callable[[sa.Connection], None]:
     def keep(connection: sa.Connection) -> None:
         grants.beat(connection, SWEEP_PULSE, now)
-        limits.prune(connection, now)
+        last = grants.last_beat(connection, _PRUNE_PULSE)
+        if last is None or now - last >= _PRUNE_EVERY:
+            grants.beat(connection, _PRUNE_PULSE, now)
+            limits.prune(connection, now)
         inbox.compact_ledger(connection)
 
     return keep

@@ -338,13 +338,23 @@ def recipient(state: CustomerState, member_id: str | None, purchase: str | None)
         purchase=purchase,
         organization_id=customer.organization_id if customer else None,
         accounts=facts.accounts_of(state, member_id),
+        sources=facts.sources_of(state, member_id),
         names=facts.names_of(state, member_id),
     )
 
 
 def target_of(benefit: Benefit, part: str, to: Recipient) -> str:
-    """Return a digest of what a grant is made from. When it changes, the grant must be settled again."""
-    material = msgspec.json.encode([benefit.parts[part].digest, to], order="deterministic")
+    """Return a digest of what a grant is made from. When it changes, the grant must be settled again.
+
+    Of the person's accounts only that at the benefit's own platform counts.
+    """
+    known = {
+        name: {place: one for place, one in getattr(to, name).items() if place == benefit.platform}
+        for name in ("accounts", "sources", "names")
+    }
+    material = msgspec.json.encode(
+        [benefit.parts[part].digest, msgspec.structs.replace(to, **known)], order="deterministic"
+    )
     return hashlib.sha256(material).hexdigest()[:16]
 
 

@@ -42,8 +42,6 @@ log = structlog.get_logger()
 _encode = msgspec.json.Encoder().encode
 _receipt = msgspec.json.Decoder(Receipt).decode
 
-_HANDOVER_SECONDS = 2.0
-
 _LEASE_MARGIN = timedelta(seconds=5)
 """How much longer a lease lasts than the longest call, for the transaction that saves."""
 
@@ -68,10 +66,10 @@ class Claim:
     platform: str | None = None
     shared: Receipt | None = None
     """What another grant has of the same resource: so it was we who gave it."""
-    kept_by_others: bool = False
-    """Whether another grant that wants it has a receipt of what this one has."""
-    awaited_by_others: bool = False
-    """Whether another grant wants what this one has, but has no receipt of it yet."""
+    kept_for: tuple[Receipt, ...] = ()
+    """What other grants that want it have of the same that this one has."""
+    heir: str | None = None
+    """Another grant that wants what this one has, and has nothing yet: it gets the receipt."""
     is_last: bool = True
     """Whether nothing else in the scope of what this one has is wanted."""
 
@@ -84,6 +82,8 @@ class Result:
     what: Literal["granted", "pending", "seen", "named", "revoked", "moved", "failed"]
     receipt: Receipt | None
     error: ConnectorError | None = None
+    heir: str | None = None
+    """Which grant gets what this one had."""
     account: Account | None = None
     """Whose id was looked for."""
 
@@ -230,16 +230,14 @@ def _among_others(
     for one in claims:
         mine = one.row["id"]
         if one.held and one.held.resource != one.resource:
-            about = [row for row in others.get(one.held.resource, ()) if row["id"] != mine and row["wanted"]]
-            having = [row for row in about if _telling(row, one.held.resource)]
+            resource = one.held.resource
+            about = [row for row in others.get(resource, ()) if row["id"] != mine and row["wanted"]]
+            having = tuple(receipt for row in about if (receipt := _telling(row, resource)))
+            waiting = [row["id"] for row in about if row["resource"] == resource and row["held"] in {None, resource}]
             scope = _scope(one.held, connectors)
-            alone = scope == one.held.resource or not grants.wants_in(connection, scope, one.row)
-            noted.append(
-                replace(
-                    one, kept_by_others=bool(having), awaited_by_others=bool(about) and not having,
-                    is_last=alone and not about,
-                )
-            )  # fmt: skip
+            is_last = scope == resource or not grants.wants_in(connection, scope, one.row)
+            heir = min(waiting, default=None) if _tells(one.held) and not having else None
+            noted.append(replace(one, kept_for=having, heir=heir, is_last=is_last))
         else:
             receipts = (_telling(row, one.resource) for row in others.get(one.resource or "", ()) if row["id"] != mine)
             noted.append(replace(one, shared=next((found for found in receipts if found), None)))
@@ -300,14 +298,12 @@ async def _act(one: Claim, connectors: Mapping[str, Connector[Any]]) -> Result:
         return Result(one, "named", held, account=await connectors[name].identify(one.name, one.config))
     if one.row["wanted"] and one.resource and one.config:
         if held and (held.resource, held.connector) != (one.resource, name):
-            await _take_back(one, connectors, held)
-            return Result(one, "moved", None)
+            return Result(one, "moved", None, heir=await _take_back(one, connectors, held))
         return await _give(one, connectors[name], held)
-    if held:
-        await _take_back(one, connectors, held)
+    heir = await _take_back(one, connectors, held) if held else None
     if one.refused:
-        return Result(one, "failed", None, one.refused)
-    return Result(one, "revoked", None)
+        return Result(one, "failed", None, one.refused, heir=heir)
+    return Result(one, "revoked", None, heir=heir)
 
 
 async def _give(one: Claim, connector: Connector[Any], held: Receipt | None) -> Result:
@@ -323,22 +319,24 @@ async def _give(one: Claim, connector: Connector[Any], held: Receipt | None) -> 
     return Result(one, "granted" if holding == Holding.HELD else "pending", receipt)
 
 
-async def _take_back(one: Claim, connectors: Mapping[str, Connector[Any]], held: Receipt) -> None:
-    """Revoke by the receipt and prove that it is gone, unless another grant still holds the same resource.
+async def _take_back(one: Claim, connectors: Mapping[str, Connector[Any]], held: Receipt) -> str | None:
+    """Revoke by the receipt and prove that it is gone; or return the grant that gets the receipt instead.
 
-    By the connector that gave it, whatever the benefit's connector is now. A receipt is let go only when another
-    grant has one: else nobody would know any more that it was we who gave it.
+    What another grant wants stays. A receipt is let go only where another grant has one: somebody must always know
+    that it was we who gave it. By the connector that gave it, whatever the benefit's connector is now.
     """
-    if one.awaited_by_others and _tells(held):
-        raise Unavailable("another grant of the same access takes it over first", retry_after=_HANDOVER_SECONDS)
-    if one.kept_by_others or one.awaited_by_others:
-        return
+    if one.heir:
+        return one.heir
     connector = connectors.get(held.connector)
     if connector is None:
         raise ActionRequired(f"this version has no connector {held.connector!r}, which gave it", who="merchant")
+    if one.kept_for:
+        await connector.let_go(held, one.kept_for)
+        return None
     await connector.revoke(held, last=one.is_last)
     if await connector.left(held):
         raise Unavailable("it was taken back, but is still there when read back")
+    return None
 
 
 def save(connection: sa.Connection, results: Iterable[Result], rules: Rules, now: datetime) -> Settled:
@@ -352,6 +350,7 @@ def save(connection: sa.Connection, results: Iterable[Result], rules: Rules, now
         by_token.setdefault(result.claim.token, set()).update(result.claim.leased)
     ours = {token: grants.leased(connection, names, token) for token, names in by_token.items()}
     results = [result for result in results if ours[result.claim.token].issuperset(result.claim.leased)]
+    results = [_handed_over(connection, result) for result in results]
     customer_ids = {result.claim.row["customer_id"] for result in results}
     found = grants.of_customers(connection, customer_ids, lock=True)
     held = {row["id"]: row for rows in found.values() for row in rows}
@@ -395,6 +394,15 @@ def save(connection: sa.Connection, results: Iterable[Result], rules: Rules, now
     return settled
 
 
+def _handed_over(connection: sa.Connection, result: Result) -> Result:
+    """Give the receipt to the grant that is to have it; if somebody is at that one just now, come again."""
+    held = result.claim.held
+    if result.heir is None or held is None or grants.inherit(connection, result.heir, held):
+        return result
+    busy = Unavailable("another grant of the same access was about to take it over", retry_after=1.0)
+    return replace(result, what="failed", receipt=held, error=busy)
+
+
 def _identified(
     connection: sa.Connection, result: Result, locked: Mapping[str, Any], rules: Rules, now: datetime
 ) -> None:
@@ -423,7 +431,7 @@ def _columns(result: Result, row: Mapping[str, Any], rules: Rules, now: datetime
     kept["receipt"] = _encode(result.receipt).decode() if result.receipt else None
     kept["held"] = result.receipt.resource if result.receipt else None
     kept["touched"] = kept["held"] or row["touched"]
-    if result.what in {"revoked", "moved"} and result.claim.held:
+    if result.receipt is None and result.claim.held:
         kept["taken"] = _encode(result.claim.held).decode()
     if result.claim.resource or result.claim.refused:
         kept["resource"] = result.claim.resource

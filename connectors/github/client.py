@@ -22,7 +22,7 @@ _LONGEST_REQUEST_SECONDS = 4
 _RENEW_BEFORE = timedelta(minutes=2)
 _PAGE = 100
 _RECENT_SECONDS = 5.0
-"""How long what was read will do where nothing hangs on the last moment: many grants look at one repository at once."""
+"""How long we go by what a repository was called: many grants look at one at once, and one's acts follow quickly."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,6 @@ class GitHub:
         self._app: Access | None = None
         self._installed: dict[str, int] = {}
         self._accesses: dict[int, Access] = {}
-        self._lists: dict[tuple[str, str], tuple[float, list[dict[str, Any]]]] = {}
 
     async def ask(
         self,
@@ -111,27 +110,20 @@ class GitHub:
         """Since when, by the monotonic clock, what was read may be used again where that is enough."""
         return monotonic() - _RECENT_SECONDS * self._pace
 
-    async def pages(self, access: Access, path: str, about: str, *, recent: bool = False) -> list[dict[str, Any]]:
-        """Return a whole list, as it was after now; `recent`: or a few seconds ago. Raises ConnectorError."""
-        key = (access.who, path)
-        began, known = self._lists.get(key, (0.0, []))
-        if recent and began > self.recently:
-            return known
+    async def pages(self, access: Access, path: str, about: str) -> list[dict[str, Any]]:
+        """Return a whole list, as it was after now. Raises ConnectorError."""
 
         async def read() -> list[dict[str, Any]]:
             found: list[dict[str, Any]] = []
-            at = monotonic()
             for page in range(1, 10_000):
                 more = f"{path}{'&' if '?' in path else '?'}per_page={_PAGE}&page={page}"
                 answer = await self.ask(access, "GET", more, about)
                 found += answer.body
                 if 'rel="next"' not in answer.headers.get("link", ""):
                     break
-            self._lists = {one: kept for one, kept in self._lists.items() if kept[0] > self.recently}
-            self._lists[key] = (at, found)
             return found
 
-        return await self.shared.ask(key, read)
+        return await self.shared.ask((access.who, path), read)
 
     async def access(self, name: str, *, fresh: bool = False) -> Access:
         """Return the way in to a repository: by the token, or the App's installation there. Raises ConnectorError."""

@@ -65,14 +65,14 @@ class Collaborators:
         path, about = f"/repos/{place.full_name}/collaborators?affiliation=direct", f"who is in {place.full_name}"
         return {str(one["id"]): one["role_name"] for one in await self._github.pages(place.access, path, about)}
 
-    async def invitations(self, place: Place, *, recent: bool = False) -> list[Invitation]:
+    async def invitations(self, place: Place) -> list[Invitation]:
         """Return all invitations that GitHub lists, those that have ended too."""
         path, about = f"/repos/{place.full_name}/invitations", f"the invitations to {place.full_name}"
-        return await self._github.pages(place.access, path, about, recent=recent)
+        return await self._github.pages(place.access, path, about)
 
-    async def invitation(self, place: Place, given: Given, *, recent: bool = False) -> Invitation | None:
+    async def invitation(self, place: Place, given: Given) -> Invitation | None:
         """Return the account's invitation, by the account's number: who sent it, and when, does not matter."""
-        for one in await self.invitations(place, recent=recent):
+        for one in await self.invitations(place):
             is_theirs = (
                 str(one["invitee"]["id"]) == given.account if one["invitee"] else one["id"] == given.invitation_id
             )

@@ -69,9 +69,7 @@ class Given:
 
     @property
     def target(self) -> str:
-        """The permission that the account is to have while we give."""
-        if self.before and not self.is_raised:
-            return self.before.role.permission
+        """The permission that the account is to have while we give: at least."""
         return str(self.receipt.data.get("honoured", "pull"))
 
     def was(self, role: str) -> bool:

@@ -34,30 +34,17 @@ class Places:
 
     async def find(
         self, name: str, *, number: int | None = None, installation: int | None = None, recent: bool = False
-    ) -> Place | None:
-        """Find a repository by the name and number that it had; `recent`: as it was a few seconds ago will do.
+    ) -> Place:
+        """Find a repository by the name, and the number, that it had; `recent`: as it was a few seconds ago will do.
 
-        None: it is gone for good, for certain, or there is no such name. Raises ActionRequired where that cannot be
-        told.
+        Raises ActionRequired where it cannot be seen: that does not prove that it, and who is in it, are no more.
         """
         at, place = self._found.get(name.lower(), (0.0, None))
         if place and recent and at > self._github.recently and number in {None, place.id}:
             return place
         key = ("place", name.lower(), number, installation)
         place = await self._github.shared.ask(key, lambda: self._look(name, number, installation))
-        if place:
-            self._found[name.lower()] = (monotonic(), place)
-        return place
-
-    async def named(self, name: str, *, recent: bool = False) -> Place:
-        """Find a repository that somebody named. Raises ActionRequired where there is none."""
-        place = await self.find(name, recent=recent)
-        if place is None:
-            raise ActionRequired(
-                f"the repository {name} does not exist, or we may not see it; correct the name, or let the App or "
-                "token see it",
-                who="merchant",
-            )
+        self._found[name.lower()] = (monotonic(), place)
         return place
 
     async def examined(self, name: str) -> Place:
@@ -69,9 +56,9 @@ class Places:
                 "the organization",
                 who="merchant",
             )
-        return await self.named(name)
+        return await self.find(name)
 
-    async def _look(self, name: str, number: int | None, installation: int | None) -> Place | None:
+    async def _look(self, name: str, number: int | None, installation: int | None) -> Place:
         github, about, access = self._github, f"the repository {name}", None
         try:
             access = await github.access(name)
@@ -85,11 +72,14 @@ class Places:
         except ActionRequired:
             if number is None or (github.is_app and installation is None):
                 raise
-        return None if number is None else await self._look_by_number(name, number, installation, access)
+        if number is None:
+            raise ActionRequired(
+                f"{about} does not exist, or we may not see it; correct the name, or let the App or token see it",
+                who="merchant",
+            )
+        return await self._look_by_number(name, number, installation, access)
 
-    async def _look_by_number(
-        self, name: str, number: int, installation: int | None, access: Access | None
-    ) -> Place | None:
+    async def _look_by_number(self, name: str, number: int, installation: int | None, access: Access | None) -> Place:
         """Look where it is now: it was renamed, transferred or deleted, and its name may be another's by now.
 
         `GET /repositories/{id}` is where GitHub sends those who ask for a name that is past:
@@ -102,11 +92,9 @@ class Places:
         answer = await self._github.ask(access, "GET", f"/repositories/{number}", about, fine=(404,))
         if answer.status == 200:
             return _place(answer.body, access)
-        if access.installation and access.installation.sees_all and not access.installation.is_suspended:
-            return None
         raise ActionRequired(
-            f"{about} cannot be seen any more: it was deleted, or we may not see it; let the App or token see it, or "
-            "take the access away by hand and abandon this grant",
+            f"{about} cannot be seen any more: it was deleted, or moved to where we may not see it; let the App or "
+            "token see it, or see to it that nobody has access there, then `almoner grants abandon`",
             who="merchant",
         )
 

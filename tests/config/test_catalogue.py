@@ -40,7 +40,10 @@ def problems_of(text: str) -> list[str]:
 
 def test_the_example_is_valid_and_shows_every_connector() -> None:
     catalogue = read_catalogue(EXAMPLE, TERMS, timedelta())
-    assert {one.connector for one in catalogue.benefits.values()} == set(CONNECTORS)
+    text, _, shown = EXAMPLE.read_text(encoding="utf-8").partition("# Repositories and roles")
+    hidden = "\n".join(line.removeprefix("#").strip() for line in shown.splitlines()[1:])
+    everything = parse_catalogue(text + hidden, TERMS, timedelta())
+    assert {one.connector for one in everything.benefits.values()} == set(CONNECTORS)
     assert catalogue.benefits["pro-key"].grace == timedelta(days=3)
     assert catalogue.benefits["pro-key"].description == "License key for Acme Pro"
     assert catalogue.text == EXAMPLE.read_text()
@@ -108,7 +111,7 @@ def test_a_file_without_benefits_is_an_empty_catalogue(text: str) -> None:
         ("[benefits.a]\nconnector = 3", "benefits.a: connector: Input should be a valid string"),
         (
             '[benefits.a]\nconnector = "licence_key"',
-            "benefits.a: there is no connector 'licence_key'; there are: license_key, ",
+            "benefits.a: there is no connector 'licence_key'; there are: github_repository, discord_role, ",
         ),
         (
             '[benefits.Pro]\nconnector = "license_key"',

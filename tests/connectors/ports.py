@@ -93,8 +93,9 @@ class MemoryTokens:
     async def keep(self, platform: str, account_id: str, token: AccountToken) -> None:
         self.kept[platform, account_id] = token
 
-    async def forget(self, platform: str, account_id: str) -> None:
-        self.kept.pop((platform, account_id), None)
+    async def forget(self, platform: str, account_id: str, refused: AccountToken) -> None:
+        if self.kept.get((platform, account_id)) == refused:
+            del self.kept[platform, account_id]
 
 
 @dataclass

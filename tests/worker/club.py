@@ -38,7 +38,7 @@ class ClubTerms(BenefitConfig):
         return {one: self.model_copy(update={"room": one, "rooms": ()}) for one in self.rooms} or {"": self}
 
 
-CLUB_TERMS = {"club": ConnectorTerms(ClubTerms, "customer")}
+CLUB_TERMS = {"club": ConnectorTerms(ClubTerms, "customer", "github")}
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -581,6 +582,7 @@ def test_the_customer_as_platforms_know_them() -> None:
         purchase="o",
         organization_id=told.buyer["organization_id"],
         accounts={"discord": "42"},
+        sources={"discord": "polar"},
     )
 
 
@@ -609,10 +611,17 @@ def _it(terms: Catalogue) -> Benefit:
 def test_the_target_changes_with_what_the_grant_is_made_from_and_with_nothing_else() -> None:
     to = Recipient(customer_id="c", email="a@example.com", accounts={"github": "1", "discord": "2"})
     same = target_of(_it(BY_PRODUCT), "", to)
-    assert target_of(_it(BY_PRODUCT), "", msgspec.structs.replace(to, accounts={"discord": "2", "github": "1"})) == same
+    elsewhere = msgspec.structs.replace(
+        to, accounts={"discord": "3"}, sources={"discord": "set"}, names={"github": "a"}
+    )
+    assert target_of(_it(BY_PRODUCT), "", elsewhere) == same, "a link needs no account"
     assert target_of(_it(sold(BENEFITS, grace='"9d"', trials="false", description='"new"')), "", to) == same
     assert target_of(_it(BY_PRODUCT), "", msgspec.structs.replace(to, email="b@example.com")) != same
-    assert target_of(_it(BY_PRODUCT), "", msgspec.structs.replace(to, accounts={"github": "1"})) != same
+    at_github = replace(_it(BY_PRODUCT), platform="github")
+    moved = msgspec.structs.replace(to, accounts={"discord": "9", "github": "1"})
+    assert target_of(at_github, "", moved) == target_of(at_github, "", to)
+    for changed in ({"accounts": {"github": "7"}}, {"sources": {"github": "set"}}, {"names": {"github": "a"}}):
+        assert target_of(at_github, "", msgspec.structs.replace(to, **changed)) != target_of(at_github, "", to)
     other = catalogue('[benefits.it]\nconnector = "custom_link"\nnote = "y"\n')
     assert target_of(_it(other), "", to) != same
 

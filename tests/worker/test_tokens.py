@@ -46,7 +46,9 @@ async def test_a_refreshed_token_takes_the_place_of_the_old_and_a_refused_one_is
     newer = AccountToken("newer", "refresh", running.clock.at + timedelta(days=7))
     await running.service.tokens.keep("discord", "80351110224678912", newer)
     assert await running.service.tokens.find("discord", "80351110224678912") == newer
-    await running.service.tokens.forget("discord", "80351110224678912")
+    await running.service.tokens.forget("discord", "80351110224678912", TOKEN)
+    assert await running.service.tokens.find("discord", "80351110224678912") == newer, "another came in its place"
+    await running.service.tokens.forget("discord", "80351110224678912", newer)
     assert await running.service.tokens.find("discord", "80351110224678912") is None
     [known] = await running.service.accounts.known(customer, None)
     assert known.account_id == "80351110224678912", "the account stays known; only the token is gone"

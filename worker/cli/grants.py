@@ -134,6 +134,31 @@ def retry_grants(grant_ids: Annotated[list[str], typer.Argument(help="Grants' id
     console.print(f"{count} settled again; `almoner grants show` tells what came of it.")
 
 
+@app.command("abandon")
+def abandon_grants(
+    grant_ids: Annotated[list[str], typer.Argument(help="Grants' ids.")],
+    reason: Annotated[str, typer.Option(help="How you know that nobody has it any more; shown with the grant.")],
+) -> None:
+    """Count revocations as done on your word, where the platform can no longer tell: a repository is gone, say."""
+    settings = settings_or_fail()
+
+    async def give_up() -> int:
+        from worker.store import grants
+
+        async with service(settings) as opened:
+            now, said = opened.pipeline.now(), f"{reason} (by {getpass.getuser()})"
+            people: list[str] = await opened.database.write(
+                lambda connection: grants.abandon(connection, grant_ids, said, now)
+            )
+            await opened.pipeline.refresh(people)
+            return len(people)
+
+    if not run(give_up()):
+        raise Failure("None of these is being taken back; `almoner grants list --status revoking` shows what is",
+                      code=NOT_FOUND)  # fmt: skip
+    console.print("Counted as gone. An audit tells if it is seen again.")
+
+
 @app.command("give")
 def give(
     customer: Customer,

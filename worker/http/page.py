@@ -11,7 +11,6 @@ from litestar import Request, Response, Router, get, post
 from litestar.datastructures import State
 from litestar.params import FromPath
 
-from connectors.base import Rate, Unavailable
 from worker.http.context import Context
 from worker.http.customers import name_of
 from worker.http.page_linking import callback, link, unlink
@@ -21,9 +20,12 @@ from worker.http.page_view import Person, is_retried, shown
 from worker.http.page_visitor import Page, Visitor, notice_of, posting, state_of, visitor_of
 from worker.http.present import At, complete, split
 from worker.store import grants
+from worker.store.models import GrantStatus
 
 _MOST_BYTES = 16 * 1024
 _CHECK_SECONDS = 30
+_DAY_SECONDS = 86_400
+_AGAIN_A_DAY = 2
 
 
 @get("/enter/{token:str}")
@@ -35,6 +37,25 @@ async def enter(request: Request[Any, Any, State], token: FromPath[str]) -> Resp
     if session is None or await state_of(context, session) is None:
         text = "Links to this page are good for a short time. Go back to where you found it, and ask for a new one."
         raise PageProblem(410, "This link has ended", text)
+    open_now = page.tokens.session(request.cookies, context.now())
+    if open_now and (open_now.customer_id, open_now.member_id) != (session.customer_id, session.member_id):
+        # A link from somebody else must not put another's page in place of theirs unseen: what they then link would
+        # be linked there.
+        entering = await state_of(context, session)
+        whose = Visitor(session, entering).name if entering else None
+        return page.look.page("switch.html", token=token, proof=page.tokens.proof(open_now), whose=whose)
+    return page.back(page.tokens.session_cookie(session))
+
+
+@post("/enter/{token:str}")
+async def switch(request: Request[Any, Any, State], token: FromPath[str]) -> Response[Any]:
+    """Open another person's page in place of the one that is open, as was just agreed to."""
+    context: Context = request.app.state.context
+    page: Page = request.app.state.page
+    await posting(request)
+    session = page.tokens.enter(name_of(token), context.now())
+    if session is None or await state_of(context, session) is None:
+        raise PageProblem(410, "This link has ended", "Go back to where you found it, and ask for a new one.")
     return page.back(page.tokens.session_cookie(session))
 
 
@@ -85,21 +106,22 @@ async def check(request: Request[Any, Any, State]) -> Response[None]:
     context: Context = request.app.state.context
     page: Page = request.app.state.page
     visitor = await posting(request)
-    ids = [
-        grant["id"]
+    waiting = {
+        grant["id"]: grant["status"]
         for answer in await _answers(context, visitor)
         if not answer["connector"].startswith("polar:")
         for grant in answer["grants"]
         if visitor.is_theirs(grant) and is_retried(grant)
-    ]
-    if not ids:
+    }
+    if not waiting:
         return page.back(notice="settled")
-    person = f"{visitor.session.customer_id}:{visitor.member_id or ''}"
-    try:
-        await context.limits.take(Rate(f"page:check:{person}", 1, _CHECK_SECONDS))
-    except Unavailable:
+    if not await visitor.may(context, "check", 1, _CHECK_SECONDS):
         return page.back(notice="early")
-    await context.database.write(partial(grants.retry, ids=ids, now=context.now()))
+    ids, pending = list(waiting), GrantStatus.PENDING
+    # Who lets invitations end is invited again, but not without end: a repository has fifty a day for everybody.
+    is_asked_again = any(status != pending for status in waiting.values())
+    afresh = is_asked_again and await visitor.may(context, "again", _AGAIN_A_DAY, _DAY_SECONDS)
+    await context.database.write(partial(grants.retry, ids=ids, now=context.now(), afresh=afresh))
     await context.pipeline.trigger.settle(ids)
     return page.back(notice="checking")
 
@@ -144,7 +166,7 @@ async def icon(request: Request[Any, Any, State]) -> Response[str]:
 
 PAGE = Router(
     path=PREFIX,
-    route_handlers=[enter, show, check, leave, link, callback, unlink, style, script, logo, icon],
+    route_handlers=[enter, switch, show, check, leave, link, callback, unlink, style, script, logo, icon],
     include_in_schema=False,
     request_max_body_size=_MOST_BYTES,
 )

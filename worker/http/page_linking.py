@@ -17,6 +17,9 @@ from worker.sealing import NotSealed
 
 log = structlog.get_logger()
 
+_CHANGES_A_DAY, _DAY_SECONDS = 20, 86_400
+"""Each change of an account may cost one of a repository's fifty invitations a day."""
+
 
 @post("/link/{platform:str}")
 async def link(request: Request[Any, Any, State], platform: FromPath[str]) -> Response[None]:
@@ -25,6 +28,8 @@ async def link(request: Request[Any, Any, State], platform: FromPath[str]) -> Re
     page: Page = request.app.state.page
     known = _platform(page, platform)
     visitor = await posting(request)
+    if not await visitor.may(context, "link", _CHANGES_A_DAY, _DAY_SECONDS):
+        return page.back(notice="often")
     linking = Linking.begin()
     waiting = page.tokens.linking_cookie(linking, known.name, visitor.session, context.now())
     return page.redirect(known.question(linking, page.redirect_uri(known.name)), waiting)
@@ -69,6 +74,8 @@ async def unlink(request: Request[Any, Any, State], platform: FromPath[str]) -> 
     if platform not in TITLES:
         raise PageProblem(404, "Nothing is here", "There is no such platform.")
     visitor = await posting(request)
+    if not await visitor.may(context, "link", _CHANGES_A_DAY, _DAY_SECONDS):
+        return page.back(notice="often")
     await context.accounts.unlink(visitor.session.customer_id, visitor.member_id, platform, source="linked")
     return page.back(notice=f"unlinked.{platform}")
 

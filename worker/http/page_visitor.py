@@ -10,6 +10,7 @@ from litestar import Request, Response
 from litestar.datastructures import Cookie, State
 from litestar.enums import MediaType
 
+from connectors.base import Rate, Unavailable
 from handlers import state as facts
 from handlers.state import CustomerState
 from worker.http.context import Context
@@ -26,6 +27,7 @@ _NOTICES = {
     "stale": ("bad", "That took too long, or was begun in another window. Nothing has changed; please try again."),
     "failed": ("bad", "{} did not answer as it should. Nothing has changed; please try again in a moment."),
     "checking": ("good", "We are checking again. Reload this page in a moment."),
+    "often": ("bad", "You have changed your accounts very often today. Please try again tomorrow."),
     "early": ("bad", "You have checked just now. Please wait half a minute, then try again."),
     "settled": ("good", "There is nothing that waits for you."),
 }
@@ -76,11 +78,22 @@ class Visitor:
         return (person.email or person.name) if person else None
 
     def is_theirs(self, grant: Mapping[str, Any]) -> bool:
-        """Whether a grant is theirs. Those of no member are the owner's; without an owner, nobody is told apart."""
+        """Whether a grant is theirs. Those of no member are the owner's; only a team has others'."""
         owner = facts.owner_of(self.state)
         if self.member_id is not None:
             return bool((grant["member_id"] or owner) == self.member_id)
-        return owner is None or grant["member_id"] in {None, owner}
+        customer = facts.customer_of(self.state)
+        is_alone = owner is None and customer is not None and customer.type != "team"
+        return is_alone or grant["member_id"] in {None, owner}
+
+    async def may(self, context: Context, what: str, often: int, seconds: float) -> bool:
+        """Whether they may do this now; at most so often in so many seconds. It counts as done then."""
+        name = f"page:{what}:{self.session.customer_id}:{self.member_id or ''}"
+        try:
+            await context.limits.take(Rate(name, often, seconds))
+        except Unavailable:
+            return False
+        return True
 
 
 async def visitor_of(request: Request[Any, Any, State]) -> Visitor:

@@ -83,13 +83,15 @@ def identify(connection: sa.Connection, customer_id: str, account: KnownAccount,
         keep(connection, customer_id, account, now)
 
 
-def forget(connection: sa.Connection, customer_id: str, member_id: str | None, platform: str, source: str) -> bool:
-    """Forget an account and its token; says whether there was one."""
+def forget(
+    connection: sa.Connection, customer_id: str, people: Iterable[str | None], platform: str, source: str
+) -> bool:
+    """Forget an account of these people, and its token; says whether there was one."""
     return (
         connection.execute(
             accounts.delete().where(
                 accounts.c.customer_id == customer_id,
-                accounts.c.member_id == (member_id or ""),
+                accounts.c.member_id.in_([one or "" for one in people]),
                 accounts.c.platform == platform,
                 accounts.c.source == source,
             )
@@ -127,7 +129,7 @@ def change_token(
     """Put a token, or none, in place of what there is of an account."""
     connection.execute(
         accounts.update()
-        .where(accounts.c.platform == platform, accounts.c.account_id == account_id, accounts.c.token.is_not(None))
+        .where(accounts.c.platform == platform, accounts.c.account_id == account_id, accounts.c.source == "linked")
         .values(token=sealed, sealed_with=sealed_with, modified_at=now)
     )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import sqlalchemy as sa
@@ -87,14 +87,14 @@ _EXPLAIN = (
 
 def change(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Change what is wanted of grants; each row names its grant in `row`."""
-    if rows:
-        connection.execute(_CHANGE, list(rows))
+    if rows:  # in one order: whoever locks several waits for nobody in a circle
+        connection.execute(_CHANGE, sorted(rows, key=lambda row: str(row["row"])))
 
 
 def explain(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write new reasons for grants that need not be settled again; each row names its grant in `row`."""
     if rows:
-        connection.execute(_EXPLAIN, list(rows))
+        connection.execute(_EXPLAIN, sorted(rows, key=lambda row: str(row["row"])))
 
 
 def due(connection: sa.Connection, now: datetime, *, untouched_since: datetime, limit: int) -> list[str]:
@@ -129,6 +129,30 @@ def about(connection: sa.Connection, resources: Iterable[str]) -> dict[str, list
     return found
 
 
+_HEIR = (
+    sa.select(grants.c.id)
+    .where(
+        grants.c.id == sa.bindparam("row"),
+        grants.c.wanted.is_(True),
+        grants.c.resource == sa.bindparam("of"),
+        sa.or_(grants.c.held.is_(None), grants.c.held == sa.bindparam("of")),
+    )
+    .with_for_update(skip_locked=True)
+)
+
+
+def inherit(connection: sa.Connection, grant_id: str, receipt: Receipt) -> bool:
+    """Give a grant the receipt of what it wants, from one that has it no more; says whether it took it.
+
+    It may be another customer's, which is not locked here: whoever is at it is not waited for.
+    """
+    if connection.execute(_HEIR, {"row": grant_id, "of": receipt.resource}).first() is None:
+        return False
+    row = {"row": grant_id, "resource": receipt.resource, "receipt": _encode(receipt).decode()}
+    connection.execute(_INTEND, [row])
+    return True
+
+
 def _inside(column: Any) -> Any:  # noqa: ANN401 - a column, and a condition
     """Return the condition that a resource lies in the scope `:scope`: `;` is the character after `:`."""
     start = sa.bindparam("scope", type_=sa.Text) + ":"
@@ -144,8 +168,10 @@ _WANTS_IN = (
             # Not begun yet: it may be about to need the same scope.
             sa.and_(
                 grants.c.customer_id == sa.bindparam("customer"),
+                sa.func.coalesce(grants.c.member_id, "") == sa.bindparam("member"),
                 grants.c.connector == sa.bindparam("connector"),
                 grants.c.resource.is_(None),
+                grants.c.status == GrantStatus.GRANTING.value,
             ),
         ),
         grants.c.wanted.is_(True),
@@ -157,7 +183,8 @@ _WANTS_IN = (
 
 def wants_in(connection: sa.Connection, scope: str, but: Mapping[str, Any]) -> bool:
     """Whether any grant but this one wants something in a scope, like a role in a guild that somebody is in."""
-    values = {"scope": scope, "but": but["id"], "customer": but["customer_id"], "connector": but["connector"]}
+    values = {"scope": scope, "but": but["id"], "customer": but["customer_id"], "member": but["member_id"] or "",
+              "connector": but["connector"]}  # fmt: skip
     return connection.execute(_WANTS_IN, values).first() is not None
 
 
@@ -212,8 +239,11 @@ def settle(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None
         connection.execute(_SETTLE, list(rows))
 
 
-def retry(connection: sa.Connection, ids: Sequence[str], now: datetime) -> int:
-    """Have grants settled again from the first attempt, and the customer asked again; returns how many there are."""
+def retry(connection: sa.Connection, ids: Sequence[str], now: datetime, *, afresh: bool = True) -> int:
+    """Have grants settled again from the first attempt; returns how many there are.
+
+    `afresh`: a customer who was asked in vain as often as is allowed is asked again.
+    """
     rows = connection.execute(
         sa.select(grants.c.id, grants.c.receipt)
         .where(grants.c.id.in_(list(ids)))
@@ -222,7 +252,7 @@ def retry(connection: sa.Connection, ids: Sequence[str], now: datetime) -> int:
     ).all()
     for row in rows:
         receipt = _receipt(row.receipt) if row.receipt else None
-        if receipt and receipt.offers:
+        if receipt and receipt.offers and afresh:
             fresh = _encode(msgspec.structs.replace(receipt, offers=0)).decode()
             connection.execute(grants.update().where(grants.c.id == row.id).values(receipt=fresh))
     return connection.execute(
@@ -235,6 +265,27 @@ def retry(connection: sa.Connection, ids: Sequence[str], now: datetime) -> int:
             status=sa.case((grants.c.wanted, GrantStatus.GRANTING.value), else_=GrantStatus.REVOKING.value),
         )
     ).rowcount
+
+
+def abandon(connection: sa.Connection, ids: Sequence[str], reason: str, now: datetime) -> list[str]:
+    """Have revocations count as done on a person's word; returns their customers. Only what is being taken back."""
+    chosen = (
+        sa.select(grants.c.id, grants.c.customer_id, grants.c.receipt)
+        .where(grants.c.id.in_(list(ids)), grants.c.status == GrantStatus.REVOKING.value)
+        .order_by(grants.c.id)
+        .with_for_update()
+    )
+    rows = connection.execute(chosen).all()
+    for row in rows:
+        connection.execute(
+            grants.update()
+            .where(grants.c.id == row.id)
+            .values(
+                status=GrantStatus.REVOKED.value, settled_generation=grants.c.generation, receipt=None, held=None,
+                resource=None, taken=row.receipt, next_attempt_at=None, who="operator", reason=reason, revoked_at=now,
+            )
+        )  # fmt: skip
+    return sorted({row.customer_id for row in rows})
 
 
 def listed(connection: sa.Connection, conditions: Mapping[str, Any], *, limit: int) -> list[dict[str, Any]]:
@@ -329,11 +380,10 @@ def touched(connection: sa.Connection, resources: Iterable[str]) -> dict[str, di
     return {row.touched: row._asdict() for row in rows}
 
 
-def left_open(connection: sa.Connection, *, after: str, limit: int) -> list[str]:
-    """Return what we serve ourselves though no grant has it: passes and license keys, by resource."""
-    values = {"after": after, "limit": limit}
-    found = [*connection.execute(_LEFT_OPEN, values).scalars(), *connection.execute(_LEFT_KEYS, values).scalars()]
-    return sorted(found)[:limit]
+def left_open(connection: sa.Connection, what: Literal["passes", "keys"], *, after: str, limit: int) -> list[str]:
+    """Return what we serve ourselves though no grant has it: passes or license keys, by resource, to page on."""
+    statement = _LEFT_OPEN if what == "passes" else _LEFT_KEYS
+    return list(connection.execute(statement, {"after": after, "limit": limit}).scalars())
 
 
 def take_again(connection: sa.Connection, grant_id: str, receipt: Receipt, now: datetime) -> bool:

@@ -5,7 +5,7 @@ from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -145,13 +145,13 @@ def parked(connection: sa.Connection, now: datetime) -> dict[str, tuple[datetime
 
 
 def prune(connection: sa.Connection, now: datetime) -> None:
-    """Forget limits that nobody has used for two days; the longest window that there is lasts one."""
-    old = (now - timedelta(days=2)).astimezone(UTC).timestamp()
-    rows = connection.execute(sa.select(limits.c.name, limits.c.calls, limits.c.parked_until, limits.c.most))
-    gone = [
-        row.name
-        for row in rows
-        if row.calls and array("d", row.calls)[-1] < old and not (row.parked_until and row.parked_until > now)
-    ]
+    """Forget limits that nobody has used for two days; the longest window lasts one. What was learned is kept."""
+    old = (now - timedelta(days=2)).timestamp()
+    rows = connection.execute(
+        sa.select(limits.c.name, limits.c.calls).where(
+            limits.c.most.is_(None), sa.or_(limits.c.parked_until.is_(None), limits.c.parked_until <= now)
+        )
+    )
+    gone = [row.name for row in rows if row.calls and array("d", row.calls)[-1] < old]
     if gone:
         connection.execute(limits.delete().where(limits.c.name.in_(gone)))
