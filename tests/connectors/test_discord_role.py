@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from pydantic import ValidationError
 
@@ -276,6 +277,35 @@ async def test_who_left_and_came_back_gets_the_role_again(connector: DiscordRole
 
 
 # The customer's token.
+
+
+async def test_two_roles_that_want_a_token_at_once_renew_it_once(
+    connector: DiscordRole, discord: FakeDiscord, world: World
+) -> None:
+    """A refresh token works once: whoever came second would take the customer's leave away."""
+    discord.leave(ADA)
+    discord.add_role(OTHER_ROLE)
+    allow(discord, world, expired=True)
+    receipts = await asyncio.gather(
+        connector.grant(BUYER, terms(), None), connector.grant(BUYER, terms(role=OTHER_ROLE), None)
+    )
+    assert discord.roles_of(ADA) == {ROLE, OTHER_ROLE}
+    assert all(receipt.data["in_guild"] for receipt in receipts)
+    assert discord.lines().count("POST /oauth2/token") == 1
+    assert world.tokens.kept
+
+
+async def test_nobody_is_thrown_out_for_an_account_that_somebody_named_in_a_field(
+    connector: DiscordRole, discord: FakeDiscord
+) -> None:
+    """Whoever buys may name somebody else, and then ask for their money back."""
+    named = msgspec.structs.replace(BUYER, sources={"discord": "field"})
+    receipt = stored(await connector.grant(named, terms(on_revoke="kick"), None))
+    await connector.revoke(receipt)
+    assert discord.roles_of(ADA) == set()
+    linked = msgspec.structs.replace(BUYER, sources={"discord": "linked"})
+    await connector.revoke(stored(await connector.grant(linked, terms(on_revoke="kick"), None)))
+    assert discord.roles_of(ADA) is None
 
 
 async def test_member_gentei_18_an_expired_token_is_renewed_first_and_the_new_one_kept(

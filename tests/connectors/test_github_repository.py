@@ -787,6 +787,63 @@ async def test_access_that_stays_though_it_was_taken_back_is_seen(here: Here) ->
     assert await connector.left(receipt)
 
 
+async def test_who_had_more_before_us_and_lost_it_gets_what_they_bought_and_no_more(here: Here) -> None:
+    here.pro.teams.append(({ADA}, "admin"))
+    here.acme.members.add(ADA)
+    receipt = await here.give()
+    assert here.writes == []
+    here.pro.teams.clear()
+    assert await here.connector.holds(receipt) == Holding.GONE
+    receipt = await here.give(held=receipt)
+    here.github.accept(here.pro, here.ada)
+    assert here.github.role(here.pro, ADA) == "read"
+    receipt = await here.give(held=receipt)
+    await here.connector.revoke(receipt)
+    assert not await here.connector.left(receipt)
+    assert here.pro.collaborators == {}
+
+
+async def test_who_was_brought_down_to_what_they_bought_is_left_alone(here: Here) -> None:
+    here.pro.teams.append(({ADA}, "admin"))
+    receipt = await here.give()
+    here.pro.teams.clear()
+    here.pro.collaborators[ADA] = "read"
+    assert await here.connector.holds(receipt) == Holding.HELD
+    await here.give(held=receipt)
+    assert here.pro.collaborators == {ADA: "read"}
+    assert here.writes == []
+
+
+async def test_a_higher_role_ends_with_the_benefit_that_gave_it(here: Here) -> None:
+    reader = await here.give(terms(benefit="reader"))
+    here.github.accept(here.pro, here.ada)
+    reader = await here.give(terms(benefit="reader"), held=reader)
+    boss = await here.give(terms(benefit="boss", permission="admin"), held=reader)
+    assert here.pro.collaborators == {ADA: "admin"}
+    reader = await here.give(terms(benefit="reader"), held=reader)
+    assert here.pro.collaborators == {ADA: "admin"}, "a lower benefit takes nothing from a higher one"
+    await here.connector.let_go(reader, [boss])
+    assert here.pro.collaborators == {ADA: "admin"}
+    await here.connector.let_go(boss, [reader])
+    assert here.pro.collaborators == {ADA: "read"}
+
+
+async def test_a_waiting_invitation_is_brought_down_too(here: Here) -> None:
+    boss = await here.give(terms(benefit="boss", permission="admin"))
+    reader = await here.give(terms(benefit="reader"), held=boss)
+    await here.connector.let_go(boss, [reader])
+    assert [one.role for one in here.pro.invitations.values()] == ["read"]
+
+
+async def test_a_role_that_somebody_else_gave_since_is_not_brought_down(here: Here) -> None:
+    reader = await here.give(terms(benefit="reader"))
+    here.github.accept(here.pro, here.ada)
+    writer = await here.give(terms(benefit="writer", permission="push"), held=reader)
+    here.pro.collaborators[ADA] = "maintain"  # the merchant's own doing
+    await here.connector.let_go(writer, [reader])
+    assert here.pro.collaborators == {ADA: "maintain"}
+
+
 # Repositories that move.
 
 

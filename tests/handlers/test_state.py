@@ -11,10 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from handlers.events import Event, Member, parse
+from handlers.events import Event, Member, Order, parse
 from handlers.state import (
     CustomerState,
+    Fact,
     ManualGrant,
+    Stamp,
     accounts_of,
     customer_of,
     decode,
@@ -24,6 +26,7 @@ from handlers.state import (
     is_deleted,
     owner_of,
     subscriptions_now,
+    told_in_fields,
 )
 from tests.events import BENEFIT, BETTER, PRODUCT, catalogue, event, events_of, folded, state_of, story
 from worker import simulated
@@ -1172,3 +1175,30 @@ def _without(events: Iterable[Any], *prefixes: str) -> tuple[list[Any], list[Any
     for one in events:
         (dropped if one.type.startswith(prefixes) else kept).append(one)
     return kept, dropped
+
+
+@pytest.mark.parametrize(
+    ("platform", "value", "account", "name"),
+    [
+        ("github", "octocat", None, "octocat"), ("github", " https://github.com/octocat/ ", None, "octocat"),
+        ("github", 583231, "583231", None), ("github", 583231.0, "583231", None), ("github", "583231", None, "583231"),
+        ("discord", "80351110224678912", "80351110224678912", None), ("discord", "@nelly", None, "nelly"),
+        ("discord", 80351110224678912, "80351110224678912", None),
+    ],
+)  # fmt: skip
+def test_a_field_tells_an_id_or_a_name(platform: str, value: object, account: str | None, name: str | None) -> None:
+    state = CustomerState(id="c", orders={"o": _ordered({"who": value})})
+    [told] = told_in_fields(state, platform, ["nickname", "who"])
+    assert (told.account_id, told.name, told.member_id, told.source) == (account, name, None, "field")
+
+
+@pytest.mark.parametrize("value", [True, False, None, "", "  ", 1.5, 8.0351110224678912e16, -3, ["a"], {"a": 1}, "@"])
+def test_a_field_that_tells_neither_tells_nothing(value: object) -> None:
+    state = CustomerState(id="c", orders={"o": _ordered({"who": value})})
+    assert told_in_fields(state, "discord", ["who"]) == []
+
+
+def _ordered(fields: dict[str, Any]) -> Fact[Order]:
+    at = datetime(2026, 11, 1, tzinfo=UTC)
+    order = Order(id="o", created_at=at, status="paid", customer_id="c", custom_field_data=fields)
+    return Fact(Stamp(False, at, at, 0), "d", order)

@@ -1,6 +1,6 @@
 """A platform as GitHub and Discord are one: accounts, access that several benefits share, and members of before."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -101,6 +101,10 @@ class Club(Serving):
         self.inside.discard(held.resource)
         if held.data.get("kick") and last:
             self.guests.discard(self.scope(held.resource))
+
+    async def let_go(self, held: Receipt, kept_for: Sequence[Receipt]) -> None:
+        assert kept_for
+        self._called("let go", held.resource)
 
     async def holds(self, held: Receipt) -> Holding:
         if held.resource in self.inside:

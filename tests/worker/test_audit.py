@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -78,6 +79,45 @@ async def test_what_others_gave_and_what_was_there_before_us_is_told_and_left_al
     report = await audit.look()
     assert kinds(report) == [("foreign", "club:house:1:bar"), ("foreign", "club:house:42:bar")]
     assert await audit.mend(report, "missing", "left") == 0
+
+
+async def test_what_is_taken_back_while_an_audit_looks_is_no_finding(house: House) -> None:
+    await house.bought("42")
+    listed = house.club.survey
+
+    async def survey(config: Any) -> Any:
+        found = await listed(config)
+        await house.refund()
+        return found
+
+    house.club.survey = survey  # type: ignore[method-assign]
+    assert (await auditor(house).look()).findings == []
+
+
+async def test_what_they_had_before_us_is_not_ours_after_unlinking_either(house: House) -> None:
+    house.club.inside.add("club:house:42:bar")
+    customer = await house.bought("42")
+    await house.running.service.accounts.unlink(customer, None, "github", source="linked")
+    await house.drain()
+    await house.refund()
+    audit = auditor(house)
+    report = await audit.look()
+    assert kinds(report) == [("foreign", "club:house:42:bar")]
+    assert await audit.mend(report, "left") == 0
+
+
+async def test_a_door_that_a_grant_has_come_to_stand_behind_since_is_left_open(running: Running) -> None:
+    audit = Audit(running.service.pipeline)
+    customer = running.story("purchase")[0].customer_id
+    resource = f"custom_link:link:{customer}::"
+    await running.service.database.write(partial(grants.set_pass, resource=resource, is_open=True))
+    report = await audit.look()
+    assert kinds(report) == [("left", resource)]
+    external_id = await running.live("purchase")
+    assert await audit.mend(report, "left") == 0
+    assert report.mended == 0
+    assert (await running.answer(external_id, "link"))["status"] == "granted"
+    assert (await audit.look()).findings == []
 
 
 async def test_access_that_two_benefits_share_is_found_once(sqlite_url: str, tmp_path: Path, clock: Clock) -> None:

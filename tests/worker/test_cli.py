@@ -1227,7 +1227,7 @@ def test_a_demo_in_which_nothing_comes_true_ends_in_words(monkeypatch: pytest.Mo
     transport = httpx.MockTransport(lambda _: next(answers))
     with (
         httpx.Client(base_url="http://almoner", transport=transport) as client,
-        pytest.raises(output.Failure, match="Not everything was granted within 20 s.*key is granting: down"),
+        pytest.raises(output.Failure, match=r"Not everything was granted within 20 s.*key is granting: down"),
     ):
         demonstrating._await(client, "customer", lambda _: True, "granted")
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.cookies import SimpleCookie
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from worker.http.page_look import Look, contrast, readable
 from worker.http.page_session import PageTokens
 from worker.http.page_view import WORDS
 from worker.simulate import SimulatedEvent
+from worker.store import grants
 from worker.store.ready import Ready, ReadyAnswers
 
 ENTER = "/me/enter/"
@@ -368,9 +370,9 @@ async def test_a_member_sees_what_is_theirs_and_the_buyer_how_the_others_stand(r
     events = running.story("seats")
     await running.receive(events)
     customer = events[0].customer_id
-    grants = (await running.get(f"/v1/customers/{customer}/entitlements/key")).json()["grants"]
+    given = (await running.get(f"/v1/customers/{customer}/entitlements/key")).json()["grants"]
     keys = {}
-    for grant in grants:
+    for grant in given:
         page = (await visit(running, customer, grant["member_id"])).page
         assert "Your team" not in page
         keys[grant["member_id"]] = re.findall(r"ACME-[0-9A-F-]{36}", page)
@@ -380,6 +382,51 @@ async def test_a_member_sees_what_is_theirs_and_the_buyer_how_the_others_stand(r
     buyer = (await visit(running, customer)).page
     assert "Your team" in buyer
     assert not any(key in buyer for key in shown)
+
+
+async def test_of_a_team_without_an_owner_the_buyer_sees_no_members_keys(running: Running) -> None:
+    events = running.story("seats")
+    await running.receive(events)
+    customer = events[0].customer_id
+    owner = next(json.loads(one.body)["data"] for one in events if one.type == "member.created")
+    await running.receive([told_again(events, owner["id"], "member.deleted", running)])
+    assert not re.findall(r"ACME-[0-9A-F-]{36}", (await visit(running, customer)).page)
+
+
+async def test_a_link_does_not_put_another_persons_page_in_place_of_the_open_one_unasked(running: Running) -> None:
+    """Whoever is sent a stranger's link would link their own account to the stranger's purchase."""
+    mine, theirs = (running.story("purchase", seed) for seed in (1, 2))
+    await running.receive([*mine, *theirs])
+    visited = await visit(running, mine[0].customer_id)
+    url, _ = PageTokens(running.context.settings).make_link(theirs[0].customer_id, None, running.clock.at)
+    path = urlsplit(url).path
+    asked = await visited.ask("GET", path)
+    assert asked.status_code == 200
+    assert "set-cookie" not in asked.headers
+    assert f"{theirs[0].external_id}@example.com" in asked.text
+    visited.page = asked.text
+    forged = await visited.ask("POST", path, data={"proof": "forged"})
+    assert forged.status_code == 403
+    assert f"{mine[0].external_id}@example.com" in (await visited.ask("GET", "/me")).text
+    assert (await visited.submit(path)).status_code == 303
+    assert f"{theirs[0].external_id}@example.com" in (await visited.ask("GET", "/me")).text
+    again, _ = PageTokens(running.context.settings).make_link(theirs[0].customer_id, None, running.clock.at)
+    assert (await visited.ask("GET", urlsplit(again).path)).status_code == 303, "one's own page opens at once"
+    await visited.get()
+    [proof, *_] = re.findall('name="proof" value="([^"]+)"', visited.page)
+    running.clock.move(minutes=16)
+    assert (await visited.ask("POST", path, data={"proof": proof})).status_code == 410
+
+
+async def test_accounts_cannot_be_changed_without_end(linkable: tuple[Running, str]) -> None:
+    running, customer = linkable
+    await keep(running, customer, answer("repo", "github_repository", waiting("g-1")))
+    visited = await visit(running, customer)
+    for _ in range(20):
+        assert "github.com" in (await visited.submit("/me/link/github")).headers["location"]
+    assert (await visited.submit("/me/link/github")).headers["location"] == "/me"
+    await visited.get()
+    assert "very often today" in visited.page
 
 
 async def test_the_session_of_a_member_who_has_left_ends(running: Running) -> None:
@@ -492,6 +539,25 @@ async def test_checking_again_settles_what_waits_for_the_customer_twice_a_minute
     assert set(cards_of(visited.page).values()) == {"Ready"}
     settled = await running.answer(events[0].external_id, "key")
     assert (settled["status"], settled["grants"][0]["id"]) == ("granted", key["id"])
+
+
+async def test_who_lets_invitations_end_is_asked_again_but_not_without_end(running: Running) -> None:
+    """A repository has fifty invitations a day, for all customers together."""
+    events = running.story("purchase")
+    await running.receive(events)
+    customer = events[0].customer_id
+    (key,) = (await running.answer(events[0].external_id, "key"))["grants"]
+    offers = []
+    for _ in range(3):
+        values = {"receipt": json.dumps({"resource": "r", "offers": 3}), "id": key["id"]}
+        change = sa.text("UPDATE grants SET receipt = :receipt WHERE id = :id").bindparams(**values)
+        await running.service.database.write(partial(sa.Connection.execute, statement=change))
+        await keep(running, customer, answer("key", "license_key", waiting(key["id"])))
+        await (await visit(running, customer)).submit("/me/check")
+        row = await running.service.database.read(lambda connection: grants.by_ids(connection, [key["id"]]))
+        offers.append(json.loads(row[0]["receipt"])["offers"])
+        running.clock.move(minutes=1)
+    assert offers == [0, 0, 3]
 
 
 async def test_checking_when_nothing_waits_does_nothing(on_sqlite: Running) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from config.catalogue import parse_catalogue
-from connectors.base import Account, ActionRequired, Unavailable
+from connectors.base import Account, ActionRequired, ConnectorError, Rejected, Unavailable
 from tests.conftest import PRODUCT, SECOND_PRODUCT, Clock, Running, run_service
 from tests.worker.club import CLUB_TERMS, Club
 from worker.simulate import SimulatedEvent
@@ -68,6 +68,9 @@ class House:
     async def rows(self) -> dict[tuple[str, str], dict[str, Any]]:
         found = await self.running.service.database.read(lambda connection: grants.listed(connection, {}, limit=100))
         return {(row["benefit"], row["part"]): row for row in found}
+
+    async def all_rows(self) -> list[dict[str, Any]]:
+        return await self.running.service.database.read(lambda connection: grants.listed(connection, {}, limit=100))
 
     async def row(self, benefit: str = "bar", part: str = "") -> dict[str, Any]:
         return (await self.rows())[benefit, part]
@@ -302,6 +305,79 @@ async def test_a_receipt_is_let_go_only_when_another_grant_has_one(house: House)
     assert house.club.inside == set()
 
 
+async def test_a_receipt_goes_to_whoever_waits_for_the_same_even_if_that_one_cannot_be_given(house: House) -> None:
+    await house.bought("42", seed=1)
+    second = await house.buy(seed=2)
+    house.club.fails = [Rejected("never")]
+    await house.link(second, "42")
+    await house.refund(seed=1)
+    rows = {row["customer_id"]: row for row in await house.all_rows()}
+    mine, other = rows.pop(second), rows.popitem()[1]
+    assert (other["status"], other["held"]) == ("revoked", None)
+    assert (mine["status"], mine["held"]) == ("failed", "club:house:42:bar")
+    await house.refund(seed=2)
+    assert house.club.inside == set()
+
+
+async def test_two_customers_who_change_places_do_not_wait_for_each_other(house: House) -> None:
+    first, second = await house.bought("1", seed=1), await house.bought("2", seed=2)
+    down: list[ConnectorError] = [Unavailable("HTTP 502") for _ in range(4)]
+    house.club.fails = down
+    await house.running.service.accounts.link(first, None, "github", Account("2"), source="linked")
+    await house.running.service.accounts.link(second, None, "github", Account("1"), source="linked")
+    await house.drain()
+    for _ in range(8):
+        await house.later(seconds=30)
+    rows = {row["customer_id"]: row["held"] for row in await house.all_rows()}
+    assert rows == {first: "club:house:2:bar", second: "club:house:1:bar"}
+    assert house.club.inside == {"club:house:1:bar", "club:house:2:bar"}
+
+
+async def test_what_others_keep_is_let_go_of_and_brought_down_to_what_they_need(shared: House) -> None:
+    customer = await shared.bought("42")
+    only = parse_catalogue(SHARED.replace(ONE, ""), CLUB_TERMS, timedelta())
+    await shared.running.service.pipeline.propose(only, accept=True)
+    await shared.running.service.pipeline.refresh([customer])
+    await shared.drain()
+    assert shared.did("let go") == ["let go"]
+    assert shared.club.inside == {"club:house:42:bar"}
+
+
+async def test_what_was_taken_back_when_the_account_was_unlinked_is_remembered(house: House) -> None:
+    house.club.inside.add("club:house:42:bar")
+    customer = await house.bought("42")
+    await house.running.service.accounts.unlink(customer, None, "github", source="linked")
+    await house.drain()
+    row = await house.row()
+    assert json.loads(row["taken"])["data"]["before"] is True
+    assert row["touched"] == "club:house:42:bar"
+
+
+async def test_the_same_name_told_again_stays_bound_to_the_id_that_it_had(house: House) -> None:
+    """An app may tell it at each sign-in, also after somebody else has registered it."""
+    house.club.names = {"ada": "42"}
+    customer = await house.buy()
+    await house.running.service.accounts.name(customer, None, "github", "ada")
+    await house.drain()
+    house.club.names = {"ada": "666"}
+    await house.running.service.accounts.name(customer, None, "github", "Ada")
+    await house.drain()
+    assert house.club.inside == {"club:house:42:bar"}
+    house.club.names["grace"] = "7"
+    await house.running.service.accounts.name(customer, None, "github", "grace")
+    await house.drain()
+    assert house.club.inside == {"club:house:7:bar"}
+
+
+async def test_a_name_that_is_not_found_takes_nothing_from_the_account_before(house: House) -> None:
+    customer = await house.buy()
+    await house.link(customer, "42", source="set")
+    await house.running.service.accounts.name(customer, None, "github", "typo")
+    await house.drain()
+    assert (await house.row())["reason"] == "there is no typo"
+    assert house.club.inside == {"club:house:42:bar"}
+
+
 # What shares a scope.
 
 
@@ -332,6 +408,15 @@ async def test_only_the_last_of_a_scope_takes_the_whole(database_url: str, tmp_p
         assert house.did("kick", "revoke") == ["revoke"]
         assert house.club.guests == {"club:house:42"}
         await house.refund()
+        assert house.did("kick", "revoke") == ["revoke", "kick"]
+        assert house.club.guests == set()
+
+
+async def test_who_unlinks_is_thrown_out_with_their_last_room(database_url: str, tmp_path: Path, clock: Clock) -> None:
+    async with open_house(database_url, tmp_path, clock, TWO_PARTS) as house:
+        customer = await house.bought("42")
+        await house.running.service.accounts.unlink(customer, None, "github", source="linked")
+        await house.drain()
         assert house.did("kick", "revoke") == ["revoke", "kick"]
         assert house.club.guests == set()
 

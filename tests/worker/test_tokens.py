@@ -1,6 +1,7 @@
 """Customers' tokens: unreadable at rest, re-encrypted when keys change, gone when they must be."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -117,3 +118,35 @@ async def test_members_of_a_team_have_accounts_each_of_their_own_and_the_owner_i
     assert [known.account_id for known in await accounts.known(customer, one)] == ["2"]
     assert await accounts.known(customer, other) == []
     assert await accounts.known("nobody", None) == []
+
+
+async def test_an_account_stays_with_the_person_who_was_the_owner_when_it_was_linked(running: Running) -> None:
+    events = running.story("seats")
+    await running.receive(events)
+    customer = events[0].customer_id
+    accounts = running.service.accounts
+    members = [json.loads(one.body) for one in events if one.type == "member.created"]
+    owner, other = members[0]["data"]["id"], members[1]["data"]["id"]
+    await accounts.link(customer, None, "github", Account("1"), source="linked")
+    handed_over = []
+    for member, role in ((0, "member"), (1, "owner")):
+        body = members[member] | {"type": "member.updated", "timestamp": "2026-11-01T11:59:59Z"}
+        body["data"] |= {"role": role, "modified_at": "2026-11-01T11:59:59Z"}
+        handed_over.append(replace(events[0], webhook_id=f"m{member}", body=json.dumps(body).encode()))
+    await running.receive(handed_over)
+    assert [one.account_id for one in await accounts.known(customer, owner)] == ["1"]
+    assert await accounts.known(customer, None) == await accounts.known(customer, other) == []
+
+
+async def test_what_was_told_before_there_was_an_owner_is_theirs_and_goes_with_the_next(running: Running) -> None:
+    events = running.story("purchase")
+    before = next(number for number, event in enumerate(events) if event.type == "member.created")
+    await running.receive(events[:before])
+    customer, accounts = events[0].customer_id, running.service.accounts
+    await accounts.link(customer, None, "github", Account("1"), source="set")
+    await running.receive(events[before:])
+    assert [one.account_id for one in await accounts.known(customer, None)] == ["1"]
+    await accounts.link(customer, None, "github", Account("2"), source="set")
+    assert [one.account_id for one in await accounts.known(customer, None)] == ["2"]
+    assert await accounts.unlink(customer, None, "github", source="set")
+    assert await accounts.known(customer, None) == []
