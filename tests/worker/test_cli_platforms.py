@@ -75,6 +75,25 @@ class TestAudit:
         assert "there are: key, files, link, better" in said.err
 
 
+class TestAbandon:
+    def test_a_revocation_counts_as_done_on_an_operators_word(self, almoner: Almoner, shop: Sold) -> None:
+        [(grant,)] = shop.sql("SELECT id FROM grants WHERE status = 'revoked' AND benefit = 'key' LIMIT 1")
+        said = almoner("grants", "abandon", grant, "--reason", "no")
+        assert said.code == 3, "it is not being taken back"
+        assert "almoner grants list --status revoking" in said.err
+        receipt = '{"resource": "license_key:key:x::", "connector": "license_key"}'
+        shop.sql(
+            "UPDATE grants SET status = 'revoking', who = 'merchant', held = 'license_key:key:x::', receipt = ? "
+            "WHERE id = ?", receipt, grant,
+        )  # fmt: skip
+        said = almoner("grants", "abandon", grant, "--reason", "the repository was deleted")
+        assert said.code == 0
+        shown = almoner("grants", "show", grant, "--json").json
+        assert (shown["status"], shown["held"], shown["receipt"]) == ("revoked", None, None)
+        assert shown["reason"].startswith("the repository was deleted (by ")
+        assert shop.sql("SELECT taken FROM grants WHERE id = ?", grant) == [(receipt,)]
+
+
 @pytest.fixture(scope="module")
 def github() -> Any:
     fake = GitHub()

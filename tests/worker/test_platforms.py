@@ -14,6 +14,7 @@ from config.catalogue import parse_catalogue
 from connectors.base import Account, ActionRequired, ConnectorError, Rejected, Unavailable
 from tests.conftest import PRODUCT, SECOND_PRODUCT, Clock, Running, run_service
 from tests.worker.club import CLUB_TERMS, Club
+from worker import settling
 from worker.simulate import SimulatedEvent
 from worker.store import grants
 
@@ -316,6 +317,34 @@ async def test_a_receipt_goes_to_whoever_waits_for_the_same_even_if_that_one_can
     assert (other["status"], other["held"]) == ("revoked", None)
     assert (mine["status"], mine["held"]) == ("failed", "club:house:42:bar")
     await house.refund(seed=2)
+    assert house.club.inside == set()
+
+
+async def test_an_heir_that_wants_it_no_more_gets_nothing_and_all_goes(house: House) -> None:
+    first = await house.bought("42", seed=1)
+    second = await house.buy(seed=2)
+    house.club.fails = [Unavailable("HTTP 502")]
+    await house.link(second, "42")
+    rows = {row["customer_id"]: row["id"] for row in await house.all_rows()}
+    pipeline, now = house.running.service.pipeline, house.running.clock.at
+
+    async def told(seed: int) -> None:
+        house.running.trigger.deliveries.clear()
+        for event in house.refunds[seed]:
+            await house.running.post(event)
+        await pipeline.close()
+        await pipeline.process(house.running.trigger.deliveries)
+
+    await told(1)
+    claimed = await pipeline.database.write(
+        lambda connection: settling.claim(connection, [rows[first]], pipeline.rules, pipeline.connectors, now)
+    )
+    assert [one.heir for one in claimed.claims] == [rows[second]]
+    await told(2)
+    await pipeline._settle(claimed)
+    for _ in range(3):
+        await house.later(seconds=5)
+    assert {row["status"] for row in await house.all_rows()} == {"revoked"}
     assert house.club.inside == set()
 
 
