@@ -360,8 +360,6 @@ def _problems(place: Place, permission: str) -> list[str]:
         found.append(
             'it belongs to a person: whoever is added may write; move it, or say so with `permission = "push"`'
         )
-    elif permission not in RANKS:
-        found.append(f"whether there is a role {permission!r} is seen when the first customer gets it")
     if not place.is_private and permission == "pull":
         found.append("the repository is public, everybody can read it")
     return found

@@ -295,7 +295,9 @@ class Pipeline:
             if result.error:
                 metrics.REFUSED.labels(result.claim.row["connector"], type(result.error).__name__).inc()
                 is_refused = not result.claim.row["wanted"] and not isinstance(result.error, Unavailable)
-                say = log.error if is_refused else log.warning
+                # Whoever waits for a turn under a limit is one of many; that there is a wait was said once.
+                is_turn = isinstance(result.error, Unavailable) and result.error.retry_after is not None
+                say = log.error if is_refused else log.debug if is_turn else log.warning
                 say(
                     "access that has ended cannot be taken back" if is_refused else "a grant could not be settled",
                     grant=result.claim.row["id"],
