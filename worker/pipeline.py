@@ -297,7 +297,8 @@ class Pipeline:
                 is_refused = not result.claim.row["wanted"] and not isinstance(result.error, Unavailable)
                 # Whoever waits for a turn under a limit is one of many; that there is a wait was said once.
                 is_turn = isinstance(result.error, Unavailable) and result.error.retry_after is not None
-                say = log.error if is_refused else log.debug if is_turn else log.warning
+                is_news = str(result.error) != result.claim.row["reason"]
+                say = log.error if is_refused else log.warning if is_news and not is_turn else log.debug
                 say(
                     "access that has ended cannot be taken back" if is_refused else "a grant could not be settled",
                     grant=result.claim.row["id"],
