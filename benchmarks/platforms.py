@@ -34,7 +34,7 @@ from worker.store.models import DeliveryStatus
 
 ROOT = Path(__file__).parents[1]
 COUNT = 1_000
-REPOSITORIES = 20
+REPOSITORIES = 25
 PACE = 0.05
 """A minute is three seconds. The machine must still do in it what the platforms allow in a minute."""
 

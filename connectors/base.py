@@ -125,6 +125,9 @@ class Limits(Protocol):
         Raises Unavailable, with `retry_after`, where one of them is used up or parked. A short wait is slept through.
         """
 
+    async def check(self, *rates: Rate) -> None:
+        """Take nothing, but raise as `take` would: for what is only worth doing if a place will be there."""
+
     async def park(self, name: str, seconds: float, reason: str) -> None:
         """Have all who take places of this name wait so long: the platform refused, or said that it would."""
 

@@ -193,6 +193,7 @@ class GitHubRepository:
     async def _look(self, given: Given, config: Terms) -> Receipt:
         """See what the account has already, and change nothing."""
         place = await self._places.find(config.repository or given.name, recent=True)
+        await self._github.check_room(place.access)
         login = await self._people.existing(place, given)
         data = {
             "repository": place.full_name,

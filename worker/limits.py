@@ -1,7 +1,7 @@
 """The limits of platforms, as connectors use them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -28,9 +28,18 @@ class StoredLimits:
 
     async def take(self, *rates: Rate) -> None:
         """Take a place under each limit, or none. Raises Unavailable with `retry_after`."""
+        await self._ask(rates, only_check=False)
+
+    async def check(self, *rates: Rate) -> None:
+        """Take nothing, but raise as `take` would."""
+        await self._ask(rates, only_check=True)
+
+    async def _ask(self, rates: Sequence[Rate], *, only_check: bool) -> None:
         slept = 0.0
         while True:
-            place = partial(limits.take, rates=rates, now=self._now(), patience=self._patience - slept)
+            place = partial(
+                limits.take, rates=rates, now=self._now(), patience=self._patience - slept, only_check=only_check
+            )
             wait = await self._database.write(place)
             if wait is None:
                 return

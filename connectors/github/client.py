@@ -105,6 +105,10 @@ class GitHub:
         more = rates(access.who, self._pace) * reads
         await self._tools.limits.take(*more, *rates(access.who, self._pace, writes=writes, invites=invites))
 
+    async def check_room(self, access: Access) -> None:
+        """See whether there is a place for a write: else looking costs requests for nothing. Raises Unavailable."""
+        await self._tools.limits.check(*rates(access.who, self._pace, writes=True))
+
     @property
     def recently(self) -> float:
         """Since when, by the monotonic clock, what was read may be used again where that is enough."""

@@ -68,11 +68,14 @@ class MemoryLimits:
         self.learned: dict[str, Rate] = {}
 
     async def take(self, *rates: Rate) -> None:
+        await self.check(*rates)
+        self.taken += rates
+
+    async def check(self, *rates: Rate) -> None:
         for rate in rates:
             if rate.name in self.parked:
                 seconds, reason = self.parked[rate.name]
                 raise Unavailable(reason, retry_after=seconds)
-        self.taken += rates
 
     async def park(self, name: str, seconds: float, reason: str) -> None:
         self.parked[name] = (seconds, reason)

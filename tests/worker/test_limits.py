@@ -73,6 +73,15 @@ async def test_two_calls_take_two_places_at_once_or_none(stored: StoredLimits, c
     await stored.take(MINUTE)
 
 
+async def test_checking_takes_nothing_and_refuses_as_taking_would(stored: StoredLimits, clock: Clock) -> None:
+    for _ in range(5):
+        await stored.check(MINUTE)
+    for _ in range(3):
+        await stored.take(MINUTE)
+    with pytest.raises(Unavailable):
+        await stored.check(MINUTE)
+
+
 async def test_those_who_wait_are_told_different_times_so_that_they_do_not_all_come_at_once(
     stored: StoredLimits, clock: Clock
 ) -> None:

@@ -49,7 +49,9 @@ class Wait:
     """Whether it may be waited out: until the first place is free, for whoever is there then."""
 
 
-def take(connection: sa.Connection, rates: Sequence[Rate], now: datetime, *, patience: float = 0.0) -> Wait | None:
+def take(
+    connection: sa.Connection, rates: Sequence[Rate], now: datetime, *, patience: float = 0.0, only_check: bool = False
+) -> Wait | None:
     """Take one place for each of these limits, or none where one is used up or parked; then say how long to wait.
 
     Exact over any span of time, not only over fixed ones: whatever window the platform counts in holds no more than
@@ -60,6 +62,8 @@ def take(connection: sa.Connection, rates: Sequence[Rate], now: datetime, *, pat
     at = now.timestamp()
     windows = [_Window(rows[rate.name], rate, at, places) for rate, places in Counter(rates).items()]
     full = [window for window in windows if window.first_free > at]
+    if not full and only_check:
+        return None
     if not full:
         for window in windows:
             window.calls.extend([at] * window.places)
