@@ -17,7 +17,7 @@ import structlog
 
 from config.catalogue import Catalogue, CatalogueError
 from config.settings import Settings
-from connectors.base import Connector, Receipt, Unavailable
+from connectors.base import ActionRequired, Connector, Receipt, Unavailable
 from worker import folding, metrics, settling
 from worker.folding import Folded, Rules
 from worker.settling import Claim, Claimed, Result
@@ -298,7 +298,9 @@ class Pipeline:
                 # Whoever waits for a turn under a limit is one of many; that there is a wait was said once.
                 is_turn = isinstance(result.error, Unavailable) and result.error.retry_after is not None
                 is_news = str(result.error) != result.claim.row["reason"]
-                say = log.error if is_refused else log.warning if is_news and not is_turn else log.debug
+                waits = isinstance(result.error, ActionRequired) and result.error.who == "customer"
+                say = log.info if waits else log.warning
+                say = log.error if is_refused else say if is_news and not is_turn else log.debug
                 say(
                     "access that has ended cannot be taken back" if is_refused else "a grant could not be settled",
                     grant=result.claim.row["id"],

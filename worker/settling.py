@@ -295,7 +295,7 @@ async def act(one: Claim, connectors: Mapping[str, Connector[Any]], limit: timed
 async def _act(one: Claim, connectors: Mapping[str, Connector[Any]]) -> Result:
     held, name = one.held, one.row["connector"]
     if one.name and one.config:
-        return Result(one, "named", held, account=await connectors[name].identify(one.name, one.config))
+        return Result(one, "named", held, account=await _identify(one, connectors[name], one.name))
     if one.row["wanted"] and one.resource and one.config:
         if held and (held.resource, held.connector) != (one.resource, name):
             return Result(one, "moved", None, heir=await _take_back(one, connectors, held))
@@ -304,6 +304,16 @@ async def _act(one: Claim, connectors: Mapping[str, Connector[Any]]) -> Result:
     if one.refused:
         return Result(one, "failed", None, one.refused, heir=heir)
     return Result(one, "revoked", None, heir=heir)
+
+
+async def _identify(one: Claim, connector: Connector[Any], name: str) -> Account:
+    """Find the account of a name; where there is none, whoever told it must act."""
+    try:
+        return await connector.identify(name, one.config)
+    except ActionRequired as error:
+        if one.to.sources.get(one.platform or "") == "set":
+            raise ActionRequired(f"the app said so, but {error}", who="merchant") from None
+        raise
 
 
 async def _give(one: Claim, connector: Connector[Any], held: Receipt | None) -> Result:

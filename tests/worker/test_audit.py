@@ -71,6 +71,20 @@ async def test_what_we_gave_and_is_there_again_after_it_was_taken_is_taken_back(
     assert (await house.row())["status"] == "revoked"
 
 
+async def test_what_came_back_after_unlinking_is_ours_too(house: House) -> None:
+    customer = await house.bought("42")
+    await house.running.service.accounts.unlink(customer, None, "github", source="linked")
+    await house.drain()
+    house.club.inside.add("club:house:42:bar")
+    audit = auditor(house)
+    report = await audit.look()
+    assert kinds(report) == [("left", "club:house:42:bar")]
+    assert await audit.mend(report, "left") == 1
+    await house.drain()
+    assert house.club.inside == set()
+    assert (await house.row())["status"] == "action_required", "it is still theirs, once they link an account"
+
+
 async def test_what_others_gave_and_what_was_there_before_us_is_told_and_left_alone(house: House) -> None:
     house.club.inside |= {"club:house:1:bar", "club:house:42:bar"}
     await house.bought("42")

@@ -197,7 +197,8 @@ async def test_a_name_that_nobody_has_waits_for_the_customer(house: House) -> No
     await house.running.service.accounts.name(customer, None, "github", "octocta")
     await house.drain()
     row = await house.row()
-    assert (row["status"], row["reason"]) == ("action_required", "there is no octocta")
+    assert (row["status"], row["who"]) == ("action_required", "merchant"), "the app said so, not the customer"
+    assert row["reason"] == "the app said so, but there is no octocta"
     house.club.names = {"octocta": "7"}
     await house.later(minutes=10)
     assert house.club.inside == {"club:house:7:bar"}
@@ -403,7 +404,7 @@ async def test_a_name_that_is_not_found_takes_nothing_from_the_account_before(ho
     await house.link(customer, "42", source="set")
     await house.running.service.accounts.name(customer, None, "github", "typo")
     await house.drain()
-    assert (await house.row())["reason"] == "there is no typo"
+    assert (await house.row())["reason"] == "the app said so, but there is no typo"
     assert house.club.inside == {"club:house:42:bar"}
 
 

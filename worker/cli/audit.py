@@ -18,6 +18,9 @@ from worker.cli.output import (
     settings_or_fail,
 )
 
+_FIXES = {"missing": "give again", "left": "take back", "foreign": "nothing: yours to decide", "unknown": ""}
+"""What `--fix` does."""
+
 
 def audit(
     benefit: Annotated[str | None, typer.Option(help="Only this benefit.")] = None,
@@ -26,7 +29,10 @@ def audit(
     last: Annotated[bool, typer.Option("--last", help="Show the last report instead of looking now.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
-    """Compare what the platforms hold with what the grants say; exit code 1 where something is not right."""
+    """Compare what the platforms hold with what the grants say.
+
+    Exit code 1 where access is missing, was left behind, or could not be looked at; strangers are only told.
+    """
     settings = settings_or_fail()
 
     async def compare() -> Any:  # noqa: ANN401 - Report
@@ -99,12 +105,12 @@ def _show(report: Any) -> None:  # noqa: ANN401 - Report
 
     rows = [
         {"finding": KINDS[one.kind], "benefit": one.benefit, "resource": one.resource, "customer_id": one.customer_id,
-         "id": one.grant_id, "detail": one.detail}
+         "id": one.grant_id, "fix": _FIXES[one.kind], "detail": one.detail}
         for kind in KINDS
         for one in report.of(kind)
     ]  # fmt: skip
     if rows:
-        columns = ("finding", "benefit", "resource", "customer_id", "id", "detail")
-        print_table("Audit", columns, rows, {}, narrow=("finding", "benefit", "resource", "detail"))
+        columns = ("finding", "benefit", "resource", "customer_id", "id", "fix", "detail")
+        print_table("Audit", columns, rows, {}, narrow=("finding", "resource", "customer_id", "fix", "detail"))
     counts = ", ".join(f"{len(report.of(kind))} {kind}" for kind in KINDS)
     console.print(f"{report.checked} grants compared: {counts}.")

@@ -334,7 +334,7 @@ _WANTED = sa.select(grants.c.resource, grants.c.held).where(
 )
 _TOUCHED = (
     sa.select(grants)
-    .where(grants.c.touched.in_(among("resources")), grants.c.wanted.is_(False), grants.c.held.is_(None))
+    .where(grants.c.touched.in_(among("resources")), grants.c.held.is_(None))
     .order_by(grants.c.revoked_at, grants.c.id)
 )
 _LEFT_OPEN = (
@@ -391,9 +391,10 @@ def take_again(connection: sa.Connection, grant_id: str, receipt: Receipt, now: 
     return (
         connection.execute(
             grants.update()
-            .where(grants.c.id == grant_id, grants.c.wanted.is_(False), grants.c.held.is_(None))
+            .where(grants.c.id == grant_id, grants.c.held.is_(None))
             .values(
-                held=receipt.resource, receipt=_encode(receipt).decode(), status=GrantStatus.REVOKING.value,
+                held=receipt.resource, receipt=_encode(receipt).decode(),
+                status=sa.case((grants.c.wanted, grants.c.status), else_=GrantStatus.REVOKING.value),
                 generation=grants.c.generation + 1, attempts=0, next_attempt_at=now, asked_at=now,
             )
         ).rowcount
