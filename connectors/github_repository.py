@@ -87,6 +87,8 @@ class GitHubRepository:
         So what was there before us stays known, even if we die in between.
         """
         name = self.resource(to, config)
+        if held is None or held.intended:
+            await self._github.check_room(await self._github.access(_repository(config)))
         if held is None or not held.data or held.resource != name:
             return await self._look(Given(Receipt(name, intended=True)), config)
         return await self._give(held, config)
@@ -192,8 +194,7 @@ class GitHubRepository:
 
     async def _look(self, given: Given, config: Terms) -> Receipt:
         """See what the account has already, and change nothing."""
-        place = await self._places.find(config.repository or given.name, recent=True)
-        await self._github.check_room(place.access)
+        place = await self._places.find(_repository(config), recent=True)
         login = await self._people.existing(place, given)
         data = {
             "repository": place.full_name,
@@ -332,6 +333,11 @@ class GitHubRepository:
         return await self._places.find(
             given.name, number=data.get("repository_id"), installation=data.get("installation_id"), recent=recent
         )
+
+
+def _repository(config: Terms) -> str:
+    """Return the one repository of a part."""
+    return config.names[0]
 
 
 def _wanting(data: dict[str, Any], config: Terms, place: Place) -> dict[str, Any]:
