@@ -21,7 +21,7 @@ T = TypeVar("T")
 _LONGEST_REQUEST_SECONDS = 4
 _RENEW_BEFORE = timedelta(minutes=2)
 _PAGE = 100
-_RECENT_SECONDS = 5.0
+_RECENT_SECONDS = 60.0
 """How long we go by what a repository was called: many grants look at one at once, and one's acts follow quickly."""
 
 
