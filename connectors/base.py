@@ -1,5 +1,6 @@
 """What every connector is: four calls, three ways to fail, and a receipt that is enough to take everything back."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -302,7 +303,7 @@ class Connector(Protocol[C]):  # pragma: no cover - a description, not code
         """Complete an offer at the moment of the question, where `dynamic`."""
 
 
-class Serving:
+class Serving(ABC):
     """What every connector says that serves its benefits itself: there is no platform that could know better."""
 
     platform: ClassVar[str | None] = None
@@ -313,12 +314,12 @@ class Serving:
         """Each resource stands alone."""
         return resource
 
-    async def let_go(self, held: Receipt, kept_for: Sequence[Receipt]) -> None:
+    async def let_go(self, held: Receipt, kept_for: Sequence[Receipt]) -> None:  # noqa: B027 - doing nothing is right for most
         """Do nothing: what others have is all that there is."""
 
+    @abstractmethod
     async def holds(self, held: Receipt) -> Holding:
         """Read back what is really there."""
-        raise NotImplementedError
 
     async def left(self, held: Receipt) -> bool:
         """Whether it is still there: all that is there came from us."""
