@@ -164,19 +164,25 @@ class AccountTokens(Protocol):
         """
 
 
-class LicenseKey(Struct, frozen=True):
+class LicenseKey(Struct, frozen=True, kw_only=True):
     """A license key as issued. `expires_at` and limits may be None: no end, no limit."""
 
     id: str
     resource: str
     benefit: str
     customer_id: str
-    member_id: str | None
-    key: str
-    status: Literal["granted", "revoked", "disabled"]
-    limit_activations: int | None
-    limit_usage: int | None
-    expires_at: datetime | None
+    member_id: str | None = None
+    purchase: str | None = None
+    key: str | None
+    """The whole key; None where a revived key is not kept whole."""
+    display_key: str
+    """The key as it may be shown to everybody: masked."""
+    storage: Literal["plain", "hash"] = "plain"
+    """`hash`: only a digest is kept, and the whole key, encrypted, until it was shown once."""
+    status: Literal["granted", "revoked", "disabled"] = "granted"
+    limit_activations: int | None = None
+    limit_usage: int | None = None
+    expires_at: datetime | None = None
 
     def __repr__(self) -> str:
         """Say which key it is, but not the key: it would stand in every traceback."""

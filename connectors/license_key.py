@@ -3,10 +3,10 @@
 import re
 import secrets
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 from uuid import UUID, uuid5
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from config.catalogue import BenefitConfig, Per
 from config.durations import Duration
@@ -31,6 +31,28 @@ class Terms(BenefitConfig):
     limit_usage: int | None = Field(
         default=None, ge=1, le=_MOST, strict=True, description="how many uses may be counted on it"
     )
+    storage: Literal["plain", "hash"] = Field(
+        default="plain", description="`hash`: only a digest is kept; the key is shown once, then masked"
+    )
+    expires_from: Literal["issue", "activation"] = Field(
+        default="issue", description="`activation`: `expires` counts from the first activation"
+    )
+    overage: float = Field(
+        default=0, ge=0, le=100, description="how much of the limits may be used beyond them: 0.25 is a quarter"
+    )
+    heartbeat: Duration | None = Field(
+        default=None, ge=timedelta(minutes=1), le=_CENTURY,
+        description="an activation that is not validated for so long is released",
+    )  # fmt: skip
+    one_per_fingerprint: bool = Field(
+        default=False, strict=True, description="activating again with the same `conditions.fingerprint` gives the same"
+    )
+    offline: Duration | None = Field(
+        default=None,
+        gt=timedelta(),
+        le=_CENTURY,
+        description="how long an offline licence lasts at most",
+    )
 
     @field_validator("prefix")
     @classmethod
@@ -39,6 +61,14 @@ class Terms(BenefitConfig):
         if not re.fullmatch(r"[A-Za-z0-9-]*", prefix):
             raise ValueError("a prefix has the letters A to Z, digits and - only")
         return prefix.upper()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.expires_from == "activation" and (self.expires is None or self.limit_activations is None):
+            raise ValueError('expires_from = "activation" needs `expires` and `limit_activations`')
+        if (self.heartbeat or self.one_per_fingerprint) and self.limit_activations is None:
+            raise ValueError("`heartbeat` and `one_per_fingerprint` need `limit_activations`")
+        return self
 
 
 class LicenseKeyConnector(Serving):
@@ -68,6 +98,8 @@ class LicenseKeyConnector(Serving):
         The receipt has the key masked; only the store has the whole.
         """
         resource = self.resource(to, config)
+        key = new_key(config.prefix)
+        lasts = config.expires if config.expires_from == "issue" else None
         issued = await self._keys.issue(
             LicenseKey(
                 id=str(uuid5(_NAMESPACE, resource)),
@@ -75,16 +107,18 @@ class LicenseKeyConnector(Serving):
                 benefit=config.benefit,
                 customer_id=to.customer_id,
                 member_id=to.member_id,
-                key=_new_key(config.prefix),
-                status="granted",
+                purchase=to.purchase,
+                key=key,
+                display_key=masked(key),
+                storage=config.storage,
                 limit_activations=config.limit_activations,
                 limit_usage=config.limit_usage,
-                expires_at=self._now() + config.expires if config.expires else None,
+                expires_at=self._now() + lasts if lasts else None,
             )
         )
         data = {
             "license_key_id": issued.id,
-            "display_key": f"****-{issued.key[-6:]}",
+            "display_key": issued.display_key,
             "limit_activations": issued.limit_activations,
             "limit_usage": issued.limit_usage,
             "expires_at": issued.expires_at.isoformat() if issued.expires_at else None,
@@ -110,7 +144,12 @@ class LicenseKeyConnector(Serving):
         return offer
 
 
-def _new_key(prefix: str) -> str:
+def new_key(prefix: str) -> str:
     """Return a key in Polar's form, PREFIX-UUID in capitals. All 128 bits are random: none tells a UUID's version."""
     key = str(UUID(bytes=secrets.token_bytes(16))).upper()
     return f"{prefix}-{key}" if prefix else key
+
+
+def masked(key: str) -> str:
+    """Return a key as it may be shown to everybody, in Polar's form."""
+    return f"****-{key[-6:]}"

@@ -285,6 +285,7 @@ async def open_running(
         tokens=DownloadTokens(settings),
         accounts=service.accounts,
         limits=service.limits,
+        license_keys=service.license_keys,
         now=clock,
     )
     transport = httpx.ASGITransport(make_api(context, clock))  # type: ignore[arg-type]

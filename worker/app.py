@@ -19,7 +19,7 @@ import uvicorn
 from config.catalogue import Catalogue, CatalogueError, parse_catalogue, read_catalogue
 from config.settings import Settings
 from connectors import CONNECTORS, TERMS
-from connectors.base import LicenseKey, Tools
+from connectors.base import Tools
 from worker.accounts import Accounts, StoredTokens, seal_of
 from worker.audit import Audit
 from worker.batching import Together
@@ -27,6 +27,7 @@ from worker.embedded import EmbeddedServer
 from worker.http.api import make_api
 from worker.http.context import Context
 from worker.http.present import DownloadTokens
+from worker.license_keys import StoredLicenseKeys
 from worker.limits import StoredLimits
 from worker.pipeline import PROCESS_BATCH, SETTLE_BATCH, Pipeline, Trigger
 from worker.queue import Job, Queue
@@ -73,28 +74,6 @@ class StoredPasses:
         return await self._database.peek(lambda connection: grants.is_open(connection, resource))
 
 
-class StoredLicenseKeys:
-    """License keys, in the database."""
-
-    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
-        self._database = database
-        self._now = now
-
-    async def issue(self, key: LicenseKey) -> LicenseKey:
-        """Keep this key, or return the one that the resource already has, revived."""
-        now = self._now()
-        return await self._database.write(lambda connection: grants.issue_key(connection, key, now))
-
-    async def revoke(self, resource: str) -> None:
-        """Disable the resource's key; none or already disabled is success."""
-        now = self._now()
-        await self._database.write(lambda connection: grants.revoke_key(connection, resource, now))
-
-    async def find(self, resource: str) -> LicenseKey | None:
-        """The resource's key, or None."""
-        return await self._database.peek(lambda connection: grants.find_key(connection, resource))
-
-
 class NoTrigger:
     """For commands that act by themselves: what they leave is found by a worker's sweep."""
 
@@ -116,6 +95,7 @@ class Service:
     limits: StoredLimits
     tokens: StoredTokens
     accounts: Accounts
+    license_keys: StoredLicenseKeys
 
 
 def load_catalogue(settings: Settings) -> Catalogue:
@@ -153,7 +133,8 @@ async def open_service(
     database = Database(settings.database)
     executor = ThreadPoolExecutor(max_workers=settings.connector_calls, thread_name_prefix="connector")
     limits, tokens = StoredLimits(database, now), StoredTokens(database, seal_of(settings), now)
-    tools = Tools(settings, StoredPasses(database), StoredLicenseKeys(database, now), executor, now, limits, tokens)
+    keys = StoredLicenseKeys(database, seal_of(settings), now)
+    tools = Tools(settings, StoredPasses(database), keys, executor, now, limits, tokens)
     pipeline = Pipeline(
         database=database,
         settings=settings,
@@ -164,9 +145,8 @@ async def open_service(
         catalogue=catalogue,
     )
     try:
-        yield Service(
-            settings, database, pipeline, tools, limits, tokens, Accounts(database, pipeline, seal_of(settings))
-        )
+        accounts = Accounts(database, pipeline, seal_of(settings))
+        yield Service(settings, database, pipeline, tools, limits, tokens, accounts, keys)
     finally:
         await pipeline.close()
         for connector in pipeline.connectors.values():
@@ -208,6 +188,7 @@ async def run(
                 tasks.create_task(server.watch(stopping))
             if work:
                 await service.tokens.reseal()
+                await service.license_keys.reseal()
                 tasks.create_task(service.pipeline.sweep_for_ever(stopping))
                 tasks.create_task(Audit(service.pipeline).audit_for_ever(stopping))
                 service.pipeline.works_near = True
@@ -251,6 +232,7 @@ def _context(service: Service, queue: Queue) -> Context:
         tokens=DownloadTokens(service.settings),
         accounts=service.accounts,
         limits=service.limits,
+        license_keys=service.license_keys,
         now=service.pipeline.now,
     )
 

@@ -17,13 +17,16 @@ from pydantic import ValidationError
 from config.catalogue import BenefitConfig, Per
 from connectors import CONNECTORS, TERMS
 from connectors.base import ConnectorError, Holding, LicenseKey, LicenseKeys, Passes, Receipt, Recipient
+from connectors.license_key import masked
 from tests.conftest import Clock, settings_for
 from tests.connectors.ports import MemoryLicenseKeys, MemoryPasses, Moment, World, stored
 from tests.fakes import discord as fake_discord
 from tests.fakes.discord import FakeDiscord
 from tests.fakes.github import GitHub as FakeGitHub
 from tests.fakes.serving import serving
-from worker.app import StoredLicenseKeys, StoredPasses
+from worker.app import StoredPasses
+from worker.license_keys import StoredLicenseKeys
+from worker.sealing import Seal
 from worker.store.database import Database
 
 BUYER = Recipient(
@@ -444,7 +447,7 @@ async def _ports(kind: str, url: str, clock: Clock) -> AsyncIterator[tuple[Passe
         return
     database = Database(url)
     try:
-        yield StoredPasses(database), StoredLicenseKeys(database, clock)
+        yield StoredPasses(database), StoredLicenseKeys(database, Seal(["encryption-key-1"]), clock)
     finally:
         await database.close()
 
@@ -470,18 +473,24 @@ async def test_a_pass_is_open_from_opening_to_closing_however_often(ports: tuple
         assert not await passes.is_open("one")
 
 
+def _issued(key: str, **more: Any) -> LicenseKey:
+    return LicenseKey(
+        id="id-1", resource="one", benefit="pro", customer_id="c-1", key=key, display_key=masked(key), **more
+    )
+
+
 async def test_a_key_is_issued_once_and_revived_with_new_limits(
     ports: tuple[Passes, LicenseKeys], clock: Clock
 ) -> None:
     _, keys = ports
     assert await keys.find("one") is None
     await keys.revoke("one")
-    first = LicenseKey("id-1", "one", "pro", "c-1", None, "SECRET-1", "granted", 3, None, clock.at)
+    first = _issued("SECRET-1", limit_activations=3, expires_at=clock.at)
     assert await keys.issue(first) == first
     await keys.revoke("one")
     await keys.revoke("one")
     assert await keys.find("one") == msgspec.structs.replace(first, status="revoked")
-    other = LicenseKey("id-1", "one", "pro", "c-1", None, "SECRET-2", "granted", None, 7, None)
+    other = _issued("SECRET-2", limit_usage=7)
     revived = msgspec.structs.replace(first, limit_activations=None, limit_usage=7)
     assert await keys.issue(other) == revived
     assert await keys.find("one") == revived

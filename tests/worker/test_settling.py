@@ -25,7 +25,7 @@ from connectors.base import (
 from connectors.custom_link import Terms
 from tests.conftest import PRODUCT, SECOND_PRODUCT, Clock, Running, run_service
 from worker import metrics
-from worker.store import grants, inbox
+from worker.store import grants, inbox, licenses
 
 ROOM = f"""
 [benefits.room]
@@ -494,7 +494,7 @@ async def test_a_benefit_that_changes_its_connector_takes_the_old_back_by_the_co
     await running.service.pipeline.drain()
     answer = await running.answer(customer, "key")
     assert (answer["status"], answer["connector"], answer["gives"]["kind"]) == ("granted", "custom_link", "note")
-    held = await running.service.database.read(lambda connection: grants.find_key(connection, given["held"]))
+    held = await running.service.database.read(lambda connection: licenses.of_resource(connection, given["held"]))
     assert held
     assert (held.id, held.status) == (key, "revoked")
 

@@ -13,7 +13,8 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, OpenAPIResponse, Operation, PathItem, SecurityScheme
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.response.base import ASGIResponse
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.http import errors
@@ -26,6 +27,7 @@ from worker.http.ops import OpsController, healthz, prometheus, readyz
 from worker.http.page import PAGE
 from worker.http.page_look import Look, is_page
 from worker.http.page_visitor import Page
+from worker.http.polar_api import CURRENT, VERSION_HEADER, VERSIONS
 from worker.http.receiver import PATH, RefusalLog, make_receiver
 from worker.http.shortcut import PREFIX, Shortcut, make_shortcut
 
@@ -77,11 +79,35 @@ def _routed(api: ASGIApp, receiver: ASGIApp, shortcut: Shortcut, look: Look) -> 
             return
         if scope.get("raw_path"):
             scope["path"] = scope["raw_path"].decode("latin-1")
+        if scope["type"] == ScopeType.HTTP and scope["path"].startswith("/v1/"):
+            version = dict(scope["headers"]).get(VERSION_HEADER, CURRENT.encode())
+            if version not in _VERSIONS:
+                await _no_such_version(scope, receive, send)
+                return
+            send = _with_version(send, version)
         if scope["type"] == ScopeType.HTTP and scope["path"].startswith(PREFIX) and await shortcut(scope, send):
             return
         await api(scope, receive, look.guarded(send) if is_page(scope["path"]) else send)
 
     return app
+
+
+_VERSIONS = frozenset(one.encode() for one in VERSIONS)
+_no_such_version = ASGIResponse(
+    body=b'{"error":"ResourceNotFound","detail":"Not Found"}', status_code=404, media_type="application/json"
+)
+"""As Polar answers a version that it does not have."""
+
+
+def _with_version(send: Send, version: bytes) -> Send:
+    """Say with every answer in which version it is."""
+
+    async def said(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (VERSION_HEADER, version)]
+        await send(message)
+
+    return said
 
 
 def _openapi() -> OpenAPIConfig:

@@ -9,6 +9,7 @@ from config.settings import Settings
 from connectors.base import Connector, Limits
 from worker.accounts import Accounts
 from worker.http.present import DownloadTokens
+from worker.license_keys import StoredLicenseKeys
 from worker.pipeline import Pipeline
 from worker.store.database import Database
 from worker.store.ready import ReadyAnswers
@@ -34,4 +35,5 @@ class Context:
     tokens: DownloadTokens
     accounts: Accounts
     limits: Limits
+    license_keys: StoredLicenseKeys
     now: Callable[[], datetime]

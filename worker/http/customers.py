@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import partial
 from typing import Annotated, Any
 from urllib.parse import unquote
 from uuid import UUID
@@ -19,7 +18,6 @@ from worker.http.auth import Caller, app_guard
 from worker.http.context import Context
 from worker.http.errors import ApiError
 from worker.http.present import NOTHING, At, complete, key_ids, needs_completing, split
-from worker.store import grants
 from worker.store.ready import Ready
 
 _encode = msgspec.json.Encoder().encode
@@ -186,7 +184,7 @@ async def _completed(context: Context, raw: Raw, asked: _Asked, edges: Edges, no
     keys: dict[str, str] = {}
     if asked.reveal:
         for one in key_ids(raw):
-            found = await context.database.read(partial(grants.key_string, key_id=one))
+            found = await context.license_keys.show(one)
             if found:
                 keys[one] = found
     at = At(now, context.settings, context.tokens)

@@ -94,7 +94,7 @@ async def _answers(context: Context, visitor: Visitor) -> list[dict[str, Any]]:
     answers = [complete(raw, at, context.connectors) for raw in split(document)[0].values()]
     for grant in (one for answer in answers for one in answer["grants"] if visitor.is_theirs(one)):
         key_id = (grant["gives"] or {}).get("license_key_id")
-        key = await context.database.read(partial(grants.key_string, key_id=key_id)) if key_id else None
+        key = await context.license_keys.whole(key_id) if key_id else None
         if key:
             grant["gives"]["key"] = key
     return answers

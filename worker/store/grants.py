@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 import sqlalchemy as sa
 
-from connectors.base import LicenseKey, Receipt
+from connectors.base import Receipt
 from worker.store.models import Download, GrantRow, GrantStatus, Lease, LicenseKeyRow, PassRow, Pulse
 from worker.store.upsert import among, upsert
 
@@ -463,54 +463,6 @@ def set_pass(connection: sa.Connection, resource: str, *, is_open: bool) -> None
 def is_open(connection: sa.Connection, resource: str) -> bool:
     """Whether a pass is open."""
     return bool(connection.execute(_IS_OPEN, {"resource": resource}).scalar())
-
-
-_ISSUE_COLUMNS = (*LicenseKey.__struct_fields__, "created_at", "usage", "validations")
-_ISSUE = upsert(
-    license_keys,
-    _ISSUE_COLUMNS,
-    ("resource",),
-    change=lambda new: {
-        "status": sa.case((license_keys.c.status == "disabled", "disabled"), else_="granted"),
-        "limit_activations": new.limit_activations,
-        "limit_usage": new.limit_usage,
-        "modified_at": new.created_at,
-    },
-    returning=True,
-)
-_REVOKE_KEY = (
-    license_keys.update()
-    .where(license_keys.c.resource == sa.bindparam("of"), license_keys.c.status != "revoked")
-    .values(status="revoked", modified_at=sa.bindparam("now"))
-)
-_FIND_KEY = sa.select(license_keys).where(license_keys.c.resource == sa.bindparam("resource"))
-
-
-def issue_key(connection: sa.Connection, key: LicenseKey, now: datetime) -> LicenseKey:
-    """Keep a license key, or revive the one that its resource has: same id, same string, same expiry."""
-    row = {name: getattr(key, name) for name in LicenseKey.__struct_fields__}
-    row |= {"status": "granted", "created_at": now, "usage": 0, "validations": 0}
-    return _key(connection.execute(_ISSUE(connection), row).one()._asdict())
-
-
-def revoke_key(connection: sa.Connection, resource: str, now: datetime) -> None:
-    """Disable the key of a resource."""
-    connection.execute(_REVOKE_KEY, {"of": resource, "now": now})
-
-
-def find_key(connection: sa.Connection, resource: str) -> LicenseKey | None:
-    """Return the key of a resource."""
-    row = connection.execute(_FIND_KEY, {"resource": resource}).first()
-    return _key(row._asdict()) if row else None
-
-
-def key_string(connection: sa.Connection, key_id: str) -> str | None:
-    """Return the whole key: a secret."""
-    return connection.execute(sa.select(license_keys.c.key).where(license_keys.c.id == key_id)).scalar_one_or_none()
-
-
-def _key(row: Mapping[str, Any]) -> LicenseKey:
-    return LicenseKey(**{name: row[name] for name in LicenseKey.__struct_fields__})
 
 
 _COUNT_DOWNLOAD = upsert(

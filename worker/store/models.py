@@ -310,22 +310,91 @@ class LicenseKeyRow(SQLModel, table=True):
     """A license key: one for each resource, for ever."""
 
     __tablename__ = "license_keys"
+    __table_args__ = (
+        Index("license_keys_unread", "read_at", sqlite_where=text("read_at IS NOT NULL"),
+              postgresql_where=text("read_at IS NOT NULL")),
+        Index("license_keys_created", "created_at", "id"),
+    )  # fmt: skip
 
     id: str = Field(sa_column=Column(Text, primary_key=True))
     resource: str = Field(sa_column=Column(Text, nullable=False, unique=True))
-    benefit: str = Field(sa_column=Column(Text, nullable=False))
+    benefit: str = Field(sa_column=Column(Text, nullable=False, index=True))
+    """A key of the catalogue, or for a key that Polar issued the id of the benefit there."""
+    source: str = Field(default="own", sa_column=Column(Text, nullable=False, server_default="own"))
+    """`own`, or `polar` for a key that Polar issued."""
     customer_id: str = Field(sa_column=Column(Text, nullable=False, index=True))
     member_id: str | None = Field(default=None, sa_column=Column(Text))
-    key: str = Field(sa_column=Column(Text, nullable=False, unique=True))
+    purchase: str | None = Field(default=None, sa_column=Column(Text))
+    """The subscription or order that it was bought with."""
+    digest: str | None = Field(default=None, sa_column=Column(Text, unique=True))
+    """The key's SHA-256, in hex, by which it is found. None while a key of Polar's was not read yet."""
+    display_key: str = Field(sa_column=Column(Text, nullable=False))
+    key: str | None = Field(default=None, sa_column=Column(Text))
+    """The whole key; None where only its digest is kept."""
+    sealed: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """The whole key, encrypted, until it has been shown once."""
+    sealed_with: str | None = Field(default=None, sa_column=Column(Text, index=True))
+    """The fingerprint of the key that encrypted it."""
     status: str = Field(sa_column=Column(Text, nullable=False))
     limit_activations: int | None = Field(default=None, sa_column=Column(Integer))
     limit_usage: int | None = Field(default=None, sa_column=Column(Integer))
-    usage: int = Field(default=0, sa_column=Column(Integer, nullable=False))
-    validations: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+    usage: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    validations: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     last_validated_at: datetime | None = _time()
     expires_at: datetime | None = _time()
     created_at: datetime = _time(null=False)
     modified_at: datetime | None = _time()
+    read_at: datetime | None = _time()
+    """When to read it at Polar; None when there is nothing to read."""
+    read_attempts: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    problem: str | None = Field(default=None, sa_column=Column(Text))
+    """Why it could not be read there."""
+
+
+class ActivationRow(SQLModel, table=True):
+    """A device that uses a license key."""
+
+    __tablename__ = "activations"
+    __table_args__ = (
+        Index("activations_fingerprint", "license_key_id", "fingerprint", unique=True,
+              sqlite_where=text("fingerprint IS NOT NULL AND deleted_at IS NULL"),
+              postgresql_where=text("fingerprint IS NOT NULL AND deleted_at IS NULL")),
+    )  # fmt: skip
+
+    id: str = Field(sa_column=Column(Text, primary_key=True))
+    license_key_id: str = Field(sa_column=Column(Text, nullable=False, index=True))
+    label: str = Field(sa_column=Column(Text, nullable=False))
+    conditions: str = Field(default="{}", sa_column=Column(Text, nullable=False))
+    """JSON; never shown."""
+    meta: str = Field(default="{}", sa_column=Column(Text, nullable=False))
+    """JSON."""
+    fingerprint: str | None = Field(default=None, sa_column=Column(Text))
+    """Where each device may have one activation only: which device it is."""
+    created_at: datetime = _time(null=False)
+    modified_at: datetime | None = _time()
+    seen_at: datetime = _time(null=False)
+    """When it was last validated, to some seconds."""
+    deleted_at: datetime | None = _time()
+
+
+class QuotaRow(SQLModel, table=True):
+    """How many calls somebody made in a span of time; all processes count here."""
+
+    __tablename__ = "quotas"
+
+    name: str = Field(sa_column=Column(Text, primary_key=True))
+    span: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    """When the span began, in Unix seconds."""
+    count: int = Field(sa_column=Column(Integer, nullable=False))
+
+
+class UnknownKeyRow(SQLModel, table=True):
+    """A license key that Polar does not know either, so that it is not asked again for a while."""
+
+    __tablename__ = "unknown_keys"
+
+    digest: str = Field(sa_column=Column(Text, primary_key=True))
+    until: datetime = _time(null=False)
 
 
 class ManualGrantRow(SQLModel, table=True):
