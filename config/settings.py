@@ -95,6 +95,15 @@ class Settings(BaseSettings):
     benefits: Path = Field(Path("benefits.toml"), description="the benefits file (the catalogue)")
     public_url: str = Field("", description="how customers reach the sidecar; used in download links")
     polar_organization_id: str = Field("", description="your organization's id at Polar")
+    license_calls_per_address: int = Field(
+        300, ge=0, description="calls a minute without a token about license keys, from one address; 0 is no limit"
+    )
+    license_calls_per_key: int = Field(
+        120, ge=0, description="calls a minute with one license key, by whomever; 0 is no limit"
+    )
+    trusted_proxies: Names = Field(
+        (), description="addresses or networks of your proxies, whose `X-Forwarded-For` says who calls"
+    )
     s3_endpoint_url: str = Field(
         "", description="an S3-compatible endpoint; credentials and region as every AWS tool reads them"
     )

@@ -179,14 +179,17 @@ class LicenseKey(Struct, frozen=True, kw_only=True):
     """The key as it may be shown to everybody: masked."""
     storage: Literal["plain", "hash"] = "plain"
     """`hash`: only a digest is kept, and the whole key, encrypted, until it was shown once."""
+    given: bool = True
+    """Whether the benefit gives it now; whatever the status, one that is not given works nowhere."""
     status: Literal["granted", "revoked", "disabled"] = "granted"
+    """The merchant's own word, which only they change."""
     limit_activations: int | None = None
     limit_usage: int | None = None
     expires_at: datetime | None = None
 
     def __repr__(self) -> str:
         """Say which key it is, but not the key: it would stand in every traceback."""
-        return f"LicenseKey(id={self.id!r}, resource={self.resource!r}, status={self.status!r})"
+        return f"LicenseKey(id={self.id!r}, resource={self.resource!r}, given={self.given}, status={self.status!r})"
 
 
 class LicenseKeys(Protocol):
@@ -199,7 +202,7 @@ class LicenseKeys(Protocol):
         """
 
     async def revoke(self, resource: str) -> None:
-        """Disable the resource's key; none or already disabled is success."""
+        """Take the resource's key back; none or already taken is success."""
 
     async def find(self, resource: str) -> LicenseKey | None:
         """The resource's key, or None."""

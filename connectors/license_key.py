@@ -126,13 +126,13 @@ class LicenseKeyConnector(Serving):
         return Receipt(resource, data)
 
     async def revoke(self, held: Receipt, *, last: bool = True) -> None:  # noqa: ARG002 - each stands alone
-        """Disable the resource's key, whatever the benefit is configured to be now."""
+        """Take the resource's key back, whatever the benefit is configured to be now."""
         await self._keys.revoke(held.resource)
 
     async def holds(self, held: Receipt) -> Holding:
-        """Read the key back. One that the merchant disabled is still theirs."""
+        """Read the key back. One that the merchant has disabled is still theirs."""
         key = await self._keys.find(held.resource)
-        return Holding.HELD if key and key.status != "revoked" else Holding.GONE
+        return Holding.HELD if key and key.given else Holding.GONE
 
     def offer(self, held: Receipt) -> dict[str, Any]:
         """Return the key, masked, and its limits."""

@@ -286,6 +286,8 @@ async def open_running(
         accounts=service.accounts,
         limits=service.limits,
         license_keys=service.license_keys,
+        license_calls=service.license_calls,
+        quotas=service.quotas,
         now=clock,
     )
     transport = httpx.ASGITransport(make_api(context, clock))  # type: ignore[arg-type]

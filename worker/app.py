@@ -27,14 +27,17 @@ from worker.embedded import EmbeddedServer
 from worker.http.api import make_api
 from worker.http.context import Context
 from worker.http.present import DownloadTokens
+from worker.license_calls import LicenseCalls
 from worker.license_keys import StoredLicenseKeys
 from worker.limits import StoredLimits
 from worker.pipeline import PROCESS_BATCH, SETTLE_BATCH, Pipeline, Trigger
 from worker.queue import Job, Queue
+from worker.quotas import Quotas
 from worker.store import grants
 from worker.store.database import Database
 from worker.store.migrate import migrate, needs_migration
 from worker.store.ready import ReadyAnswers
+from worker.tally import Tally
 
 log = structlog.get_logger()
 
@@ -96,6 +99,8 @@ class Service:
     tokens: StoredTokens
     accounts: Accounts
     license_keys: StoredLicenseKeys
+    license_calls: LicenseCalls
+    quotas: Quotas
 
 
 def load_catalogue(settings: Settings) -> Catalogue:
@@ -115,6 +120,10 @@ def load_catalogue(settings: Settings) -> Catalogue:
     if problems:
         raise CatalogueError(str(path), problems)
     return catalogue
+
+
+async def _nobody_knows(_key: str, _organization_id: str) -> bool:
+    return False
 
 
 @asynccontextmanager
@@ -144,11 +153,24 @@ async def open_service(
         now=now,
         catalogue=catalogue,
     )
+    tally, quotas = Tally(database), Quotas(database, now)
     try:
-        accounts = Accounts(database, pipeline, seal_of(settings))
-        yield Service(settings, database, pipeline, tools, limits, tokens, accounts, keys)
+        yield Service(
+            settings=settings,
+            database=database,
+            pipeline=pipeline,
+            tools=tools,
+            limits=limits,
+            tokens=tokens,
+            accounts=Accounts(database, pipeline, seal_of(settings)),
+            license_keys=keys,
+            license_calls=LicenseCalls(database, pipeline, tally, _nobody_knows),
+            quotas=quotas,
+        )
     finally:
         await pipeline.close()
+        await tally.close()
+        await quotas.close()
         for connector in pipeline.connectors.values():
             if hasattr(connector, "close"):
                 await connector.close()
@@ -233,6 +255,8 @@ def _context(service: Service, queue: Queue) -> Context:
         accounts=service.accounts,
         limits=service.limits,
         license_keys=service.license_keys,
+        license_calls=service.license_calls,
+        quotas=service.quotas,
         now=service.pipeline.now,
     )
 
@@ -277,7 +301,8 @@ async def _serve(
         access_log=False,
         lifespan="off",
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(context.settings.trusted_proxies),
+        forwarded_allow_ips=list(context.settings.trusted_proxies),
         timeout_graceful_shutdown=10,
     )
     server = _Server(config, lambda: announce(context.settings.local_url))

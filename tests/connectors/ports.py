@@ -45,7 +45,7 @@ class MemoryLicenseKeys:
         had = self.kept.get(key.resource, key)
         self.kept[key.resource] = msgspec.structs.replace(
             had,
-            status="disabled" if had.status == "disabled" else "granted",
+            given=True,
             limit_activations=key.limit_activations,
             limit_usage=key.limit_usage,
         )
@@ -53,7 +53,7 @@ class MemoryLicenseKeys:
 
     async def revoke(self, resource: str) -> None:
         if resource in self.kept:
-            self.kept[resource] = msgspec.structs.replace(self.kept[resource], status="revoked")
+            self.kept[resource] = msgspec.structs.replace(self.kept[resource], given=False)
 
     async def find(self, resource: str) -> LicenseKey | None:
         return self.kept.get(resource)

@@ -23,6 +23,7 @@ from worker.http.auth import Tokens
 from worker.http.context import Context
 from worker.http.customers import CustomerController
 from worker.http.downloads import download
+from worker.http.licenses import LicenseController, PublicLicenseController
 from worker.http.ops import OpsController, healthz, prometheus, readyz
 from worker.http.page import PAGE
 from worker.http.page_look import Look, is_page
@@ -43,6 +44,8 @@ def make_api(
         route_handlers=[
             CustomerController,
             AccountController,
+            LicenseController,
+            PublicLicenseController,
             PAGE,
             download,
             OpsController,

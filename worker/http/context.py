@@ -9,8 +9,10 @@ from config.settings import Settings
 from connectors.base import Connector, Limits
 from worker.accounts import Accounts
 from worker.http.present import DownloadTokens
+from worker.license_calls import LicenseCalls
 from worker.license_keys import StoredLicenseKeys
 from worker.pipeline import Pipeline
+from worker.quotas import Quotas
 from worker.store.database import Database
 from worker.store.ready import ReadyAnswers
 
@@ -36,4 +38,6 @@ class Context:
     accounts: Accounts
     limits: Limits
     license_keys: StoredLicenseKeys
+    license_calls: LicenseCalls
+    quotas: Quotas
     now: Callable[[], datetime]

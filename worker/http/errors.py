@@ -6,6 +6,7 @@ import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.status_codes import (
+    HTTP_400_BAD_REQUEST,
     HTTP_422_UNPROCESSABLE_ENTITY,
     HTTP_500_INTERNAL_SERVER_ERROR,
     HTTP_503_SERVICE_UNAVAILABLE,
@@ -38,7 +39,10 @@ def _answer(
 
 
 def on_http_error(_request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, Any]]:
-    """Answer an error that was raised on purpose."""
+    """Answer an error that was raised on purpose. A body that is not JSON is as malformed as one with wrong fields."""
+    if error.status_code == HTTP_400_BAD_REQUEST and not isinstance(error, ApiError):
+        problem = {"type": "json_invalid", "loc": ["body"], "msg": error.detail}
+        return _answer(HTTP_422_UNPROCESSABLE_ENTITY, "RequestValidationError", [problem])
     name = error.name if isinstance(error, ApiError) else _NAMES.get(error.status_code, "Error")
     return _answer(error.status_code, name, error.detail, error.headers)
 

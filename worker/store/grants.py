@@ -350,7 +350,8 @@ _LEFT_OPEN = (
 _LEFT_KEYS = (
     sa.select(license_keys.c.resource)
     .where(
-        license_keys.c.status == "granted",
+        license_keys.c.given.is_(True),
+        license_keys.c.source == "own",
         license_keys.c.resource > sa.bindparam("after"),
         ~sa.exists().where(grants.c.held == license_keys.c.resource),
     )

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, Double, Index, Integer, LargeBinary, Text, text
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Double, Index, Integer, LargeBinary, Text, text, true
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
@@ -335,7 +335,10 @@ class LicenseKeyRow(SQLModel, table=True):
     """The whole key, encrypted, until it has been shown once."""
     sealed_with: str | None = Field(default=None, sa_column=Column(Text, index=True))
     """The fingerprint of the key that encrypted it."""
+    given: bool = Field(default=True, sa_column=Column(Boolean, nullable=False, server_default=true()))
+    """Whether the benefit gives it now. One that is not given is shown as revoked, whatever the status says."""
     status: str = Field(sa_column=Column(Text, nullable=False))
+    """The merchant's own word on it, which stays when the benefit comes and goes."""
     limit_activations: int | None = Field(default=None, sa_column=Column(Integer))
     limit_usage: int | None = Field(default=None, sa_column=Column(Integer))
     usage: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))

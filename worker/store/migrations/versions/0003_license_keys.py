@@ -51,6 +51,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("license_keys", schema=None) as batch_op:
         batch_op.add_column(sa.Column("source", sa.Text(), server_default="own", nullable=False))
+        batch_op.add_column(sa.Column("given", sa.Boolean(), server_default=sa.true(), nullable=False))
         batch_op.add_column(sa.Column("purchase", sa.Text(), nullable=True))
         batch_op.add_column(sa.Column("digest", sa.Text(), nullable=True))
         batch_op.add_column(sa.Column("display_key", sa.Text(), nullable=True))
@@ -63,6 +64,7 @@ def upgrade() -> None:
         batch_op.alter_column("usage", existing_type=sa.Integer(), type_=sa.BigInteger(), existing_nullable=False)
         batch_op.alter_column("validations", existing_type=sa.Integer(), type_=sa.BigInteger(), existing_nullable=False)
     _complete(op.get_bind())
+    op.execute("UPDATE license_keys SET given = false, status = 'granted' WHERE status = 'revoked'")
     with op.batch_alter_table("license_keys", schema=None) as batch_op:
         batch_op.alter_column("display_key", existing_type=sa.Text(), nullable=False)
         batch_op.create_unique_constraint("license_keys_digest_key", ["digest"])
@@ -103,7 +105,8 @@ def _drop_unnamed_unique() -> None:
 
 def downgrade() -> None:
     """Bring the tables back to the form before."""
-    op.execute("DELETE FROM license_keys WHERE key IS NULL")
+    op.execute("DELETE FROM license_keys WHERE key IS NULL OR source <> 'own'")
+    op.execute("UPDATE license_keys SET status = 'revoked' WHERE NOT given")
     with op.batch_alter_table("license_keys", schema=None) as batch_op:
         for name in ("license_keys_unread", "license_keys_created", batch_op.f("ix_license_keys_benefit"),
                      batch_op.f("ix_license_keys_sealed_with")):  # fmt: skip
