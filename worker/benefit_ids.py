@@ -1,5 +1,6 @@
 """Ids of the catalogue's benefits, for Polar's API: there everything has a UUID. Pure."""
 
+from functools import lru_cache
 from uuid import UUID, uuid5
 
 from config.catalogue import Benefit, Catalogue
@@ -7,6 +8,7 @@ from config.catalogue import Benefit, Catalogue
 _NAMESPACE = UUID("5f0c2d1e-93a7-5b64-8c1d-2e7f4a6b9d30")
 
 
+@lru_cache(maxsize=1000)
 def own_id(key: str) -> str:
     """Return the id of one of our benefits: it follows from the key, and stays when the file changes."""
     return str(uuid5(_NAMESPACE, key))

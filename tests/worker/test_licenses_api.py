@@ -117,6 +117,28 @@ async def test_a_valid_key_is_answered_in_polars_shape_and_counted(desk: Desk, b
     assert (await desk.call("validate", base=base)).json()["validations"] == 2
 
 
+async def test_the_short_way_and_the_long_way_answer_alike(desk: Desk) -> None:
+    """With a query the question is not plain, and Litestar answers it."""
+    bound = await desk.activated(conditions=LAPTOP)
+    for asked in (
+        {}, {"increment_usage": 11}, {"key": "no"}, {"activation_id": bound, "conditions": LAPTOP},
+        {"organization_id": 1}, {"benefit_id": str(uuid4())},
+    ):  # fmt: skip
+        for base in (PUBLIC, MERCHANT):
+            short = await desk.call("validate", base=base, **asked)
+            long = await desk.call("validate?", base=base, **asked)
+            longer = await desk.call("validate?x=1", base=base, **asked)
+            assert short.status_code == long.status_code == longer.status_code
+            told = [one.headers.get("almoner-reason") for one in (short, longer)]
+            assert told[0] == told[1]
+            bodies = [one.json() for one in (short, longer)]
+            for body in bodies:
+                body.pop("validations", None)
+            assert bodies[0] == bodies[1]
+    for path in (f"{MERCHANT}/validate", f"{MERCHANT}/validate?x=1"):
+        assert (await desk.running.client.post(path, json={})).status_code == 401
+
+
 async def test_what_was_counted_in_memory_is_written_when_the_service_ends_or_a_second_later(desk: Desk) -> None:
     for _ in range(3):
         await desk.call("validate")

@@ -23,6 +23,8 @@ from worker.http.auth import Tokens
 from worker.http.context import Context
 from worker.http.customers import CustomerController
 from worker.http.downloads import download
+from worker.http.license_shortcut import PATHS as VALIDATING
+from worker.http.license_shortcut import LicenseShortcut, make_license_shortcut
 from worker.http.licenses import LicenseController, PublicLicenseController
 from worker.http.ops import OpsController, healthz, prometheus, readyz
 from worker.http.page import PAGE
@@ -70,11 +72,13 @@ def make_api(
         request_max_body_size=context.settings.max_body_bytes,
     )
     receiver = make_receiver(context.pipeline, context.settings, refusals, now)
-    return _routed(api, receiver, make_shortcut(context, tokens), page.look)
+    shortcuts = make_shortcut(context, tokens), make_license_shortcut(context, tokens)
+    return _routed(api, receiver, shortcuts, page.look)
 
 
-def _routed(api: ASGIApp, receiver: ASGIApp, shortcut: Shortcut, look: Look) -> ASGIApp:
+def _routed(api: ASGIApp, receiver: ASGIApp, shortcuts: tuple[Shortcut, LicenseShortcut], look: Look) -> ASGIApp:
     """Route by the path as it was sent, so that `%2F` inside an external id does not split it; handlers decode."""
+    answered, validated = shortcuts
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == PATH:
@@ -88,8 +92,13 @@ def _routed(api: ASGIApp, receiver: ASGIApp, shortcut: Shortcut, look: Look) -> 
                 await _no_such_version(scope, receive, send)
                 return
             send = _with_version(send, version)
-        if scope["type"] == ScopeType.HTTP and scope["path"].startswith(PREFIX) and await shortcut(scope, send):
+        if scope["type"] == ScopeType.HTTP and scope["path"].startswith(PREFIX) and await answered(scope, send):
             return
+        if scope["type"] == ScopeType.HTTP and scope["path"] in VALIDATING:
+            unread = await validated(scope, receive, send)
+            if unread is None:
+                return
+            receive = unread
         await api(scope, receive, look.guarded(send) if is_page(scope["path"]) else send)
 
     return app

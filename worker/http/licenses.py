@@ -18,7 +18,7 @@ from worker.http.context import Context
 from worker.http.errors import ApiError
 from worker.http.license_forms import Activate, Deactivate, Update, Validate
 from worker.http.license_shapes import activation_shown, key_shown, organization_of, shown
-from worker.http.polar_api import Asking, Limit, PageNumber, fails, listed, one, version_of, window
+from worker.http.polar_api import Asking, Limit, PageNumber, Version, fails, listed, one, version_of, window
 from worker.http.public import address_guard
 from worker.license_calls import Device
 from worker.licensing import Asked, Key, Refused
@@ -62,9 +62,8 @@ def _answers(status: int, text: str, more: dict[int, ResponseSpec]) -> dict[int,
     return {status: known, **more}
 
 
-async def validate(request: Asking, data: Validate) -> Response[bytes]:
-    """Answer a validation."""
-    context: Context = request.app.state.context
+async def validated(context: Context, data: Validate, version: Version) -> dict[str, Any]:
+    """Return the answer to a validation. Raises ApiError."""
     activation_id = str(data.activation_id) if data.activation_id else None
     try:
         found = await _found(context, data.key, data.organization_id, activation_id)
@@ -79,10 +78,14 @@ async def validate(request: Asking, data: Validate) -> Response[bytes]:
         found = await context.license_calls.validate(found, licenses.digest_of(data.key), asked)
     except Refused as refused:
         raise _refusal(refused) from None
-    document = key_shown(
-        context, found.key, found.facts, version_of(request), whole=data.key, with_purchase=True
-    )  # fmt: skip
+    document = key_shown(context, found.key, found.facts, version, whole=data.key, with_purchase=True)
     document["activation"] = activation_shown(found.activation) if found.activation else None
+    return document
+
+
+async def validate(request: Asking, data: Validate) -> Response[bytes]:
+    """Answer a validation."""
+    document = await validated(request.app.state.context, data, version_of(request))
     return one(document, headers={REASON: "valid"})
 
 
