@@ -342,6 +342,13 @@ def listed(connection: sa.Connection, chosen: Chosen, *, offset: int, limit: int
     return [key_of(row) for row in rows.mappings()], total
 
 
+def after(connection: sa.Connection, key_id: str, *, limit: int) -> list[Key]:
+    """Return the keys whose ids come after this one, in their order, to page through all of them."""
+    chosen = sa.select(license_keys).where(license_keys.c.id > key_id, license_keys.c.digest.is_not(None))
+    rows = connection.execute(chosen.order_by(license_keys.c.id).limit(limit))
+    return [key_of(row) for row in rows.mappings()]
+
+
 def by_id(connection: sa.Connection, key_id: str, *, lock: bool = False) -> Key | None:
     """Return one key."""
     chosen = sa.select(license_keys).where(license_keys.c.id == key_id, license_keys.c.digest.is_not(None))
