@@ -1,13 +1,12 @@
-"""How often somebody may call in a minute: exact where it matters, and cheap where it does not.
+"""How often somebody may call in a minute, all processes together.
 
-All processes count together in the database. Of each name a process counts the first quarter of its quota by itself,
-and tells the others within half a second when that is more than a twelfth; beyond the quarter each call is counted in
-the database before it is answered. So of a quota each process that asks little lets through a twelfth more at most.
+Of each name a process counts the first twelfth of its quota by itself, which costs nothing; beyond that each call is
+counted in the database before it is answered. So each process more may let a twelfth more through, and no more.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 
@@ -19,13 +18,7 @@ from worker.store.database import Database
 log = structlog.get_logger()
 
 SPAN_SECONDS = 60
-_EVERY_SECONDS = 0.5
-_CHEAP_SHARE = 4
-_UNTOLD_SHARE = 12
-_CHUNK = 200
-
-Place = tuple[str, int]
-"""A name, and the span in which it calls."""
+_CHEAP_SHARE = 12
 
 
 class Quotas:
@@ -34,14 +27,17 @@ class Quotas:
     def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
         self._database = database
         self._now = now
-        self._span = 0
-        self._totals: dict[Place, int] = {}
-        """What all processes had counted when we last asked."""
-        self._mine: Counter[Place] = Counter()
-        """What we have counted since."""
-        self._due: set[Place] = set()
-        """What of it is to be told."""
-        self._telling: asyncio.Task[None] | None = None
+        self._begin(0)
+        self._one_at_a_time = asyncio.Lock()
+
+    def _begin(self, span: int) -> None:
+        self._span = span
+        self._mine: Counter[str] = Counter()
+        """The calls that were let through here."""
+        self._told: Counter[str] = Counter()
+        """How many of them the database knows."""
+        self._others: dict[str, int] = {}
+        """What the others had let through when we last told."""
 
     async def take(self, name: str, most: int) -> int | None:
         """Count a call; returns None, or after how many seconds to come again where there were `most` already."""
@@ -50,49 +46,31 @@ class Quotas:
         at = int(self._now().timestamp())
         span = at - at % SPAN_SECONDS
         if span != self._span:
-            self._span, self._totals, self._mine, self._due = span, {}, Counter(), set()
-        place = name, span
-        known = self._totals.get(place, 0) + self._mine[place]
+            self._begin(span)
         wait = span + SPAN_SECONDS - at
-        if known >= most:
+        place = self._mine[name] + 1
+        """Which of our calls this is."""
+        if self._others.get(name, 0) + place > most:
             return wait
-        self._mine[place] += 1
-        if known >= most // _CHEAP_SHARE:
-            return await self._take_exactly(place, most, wait)
-        if self._mine[place] >= max(most // _UNTOLD_SHARE, 1):
-            self._due.add(place)
-            if self._telling is None or self._telling.done():
-                self._telling = asyncio.create_task(self._tell_soon())
+        self._mine[name] = place
+        if self._others.get(name, 0) + place > most // _CHEAP_SHARE:
+            await self._tell_of(name, place)
+            return wait if self._span == span and self._others.get(name, 0) + place > most else None
         return None
 
-    async def _take_exactly(self, place: Place, most: int, wait: int) -> int | None:
-        if not await self._tell([place]):
-            return None  # a limit that cannot be counted together must not end the service
-        return wait if self._totals[place] > most else None
+    async def _tell_of(self, name: str, place: int) -> None:
+        """Tell the database of a call, with all that were made meanwhile, unless it was told of with others."""
+        async with self._one_at_a_time:
+            if self._told[name] < place <= self._mine[name]:
+                await self._tell(name)
 
-    async def _tell_soon(self) -> None:
-        while self._due:
-            await asyncio.sleep(_EVERY_SECONDS)
-            due = sorted(self._due)
-            for start in range(0, len(due), _CHUNK):
-                await self._tell(due[start : start + _CHUNK])
-
-    async def _tell(self, places: Sequence[Place]) -> bool:
-        """Tell the database what we have counted, and learn what all have; says whether that worked."""
-        self._due.difference_update(places)
-        told = {place: count for place in places if (count := self._mine.pop(place, 0))}
+    async def _tell(self, name: str) -> None:
+        """Tell the database what we have let through, and learn what all have. When it fails we count alone."""
+        span, told, others, mine = self._span, self._told, self._others, self._mine[name]
         try:
-            totals = await self._database.write(partial(quotas.add, counts=told))
-        except Exception as error:  # noqa: BLE001 - counted again with the next
+            total = await self._database.write(partial(quotas.add, name=name, span=span, count=mine - told[name]))
+        except Exception as error:  # noqa: BLE001 - a limit that cannot be counted must not end the service
             log.warning("calls could not be counted together; each process counts alone", error=type(error).__name__)
-            self._mine.update(told)
-            return False
-        for place in places:
-            self._totals[place] = max(totals.get(place, 0), self._totals.get(place, 0))
-        return True
-
-    async def close(self) -> None:
-        """Stop telling: what was not told is forgotten with the minute."""
-        if self._telling:
-            self._telling.cancel()
-            await asyncio.gather(self._telling, return_exceptions=True)
+            return
+        told[name] = mine
+        others[name] = total - mine

@@ -1,6 +1,5 @@
 """Quotas: how many calls somebody has made in a span of time, for all processes together."""
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -19,13 +18,10 @@ _ADD = upsert(
 )
 
 
-def add(connection: sa.Connection, counts: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
-    """Add calls by name and span; returns the totals."""
-    totals = {}
-    for (name, span), count in sorted(counts.items()):
-        row = connection.execute(_ADD(connection), {"name": name, "span": span, "count": count}).one()
-        totals[name, span] = int(row[2])
-    return totals
+def add(connection: sa.Connection, name: str, span: int, count: int) -> int:
+    """Add calls in a span; returns how many there are then."""
+    row = connection.execute(_ADD(connection), {"name": name, "span": span, "count": count}).one()
+    return int(row[2])
 
 
 def prune(connection: sa.Connection, now: datetime) -> None:
