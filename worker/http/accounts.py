@@ -20,6 +20,7 @@ from worker.http.customers import ByExternalId, ById, name_of
 from worker.http.errors import ApiError
 from worker.http.oauth import TITLES
 from worker.http.page_visitor import Page, is_there
+from worker.http.polar_api import Problem
 from worker.store import customers
 
 MemberId = Annotated[str | None, QueryParameter(name="member_id", description="the member whose it is")]
@@ -65,13 +66,6 @@ class Accounts(Struct):
     customer_id: str
     member_id: str | None
     accounts: list[ShownAccount]
-
-
-class Problem(Struct):
-    """What was wrong."""
-
-    error: str
-    detail: Any
 
 
 def _fails(more: dict[int, str] | None = None) -> dict[int, ResponseSpec]:

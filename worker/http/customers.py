@@ -17,6 +17,7 @@ from worker.answers import Edges
 from worker.http.auth import Caller, app_guard
 from worker.http.context import Context
 from worker.http.errors import ApiError
+from worker.http.polar_api import fails, without_body
 from worker.http.present import NOTHING, At, complete, key_ids, needs_completing, split
 from worker.store.ready import Ready
 
@@ -39,6 +40,9 @@ Reveal = Annotated[
     ),
 ]
 
+_UNCHANGED = without_body(s304="As the `If-None-Match` names it")
+_MAY_NOT_READ = fails(s403="The token may not read whole keys")
+
 
 class CustomerController(Controller):
     """Answers from local data, also while Polar is down."""
@@ -47,17 +51,20 @@ class CustomerController(Controller):
     guards = [app_guard]
     tags = ["customers"]
 
-    @get("/{customer_id:str}/state", summary="A customer's state, in Polar's shape (2026-10)", media_type=_JSON)
+    @get("/{customer_id:str}/state", summary="A customer's state, in Polar's shape (2026-10)", media_type=_JSON,
+         responses=_UNCHANGED)  # fmt: skip
     async def state(self, request: Request[Any, Any, State], customer_id: FromPath[str]) -> Response[bytes]:
         """Return what Polar's own `GET /v1/customers/{id}/state` returns, kept fresh by every event."""
         return await _state(request, ById, customer_id)
 
-    @get("/external/{external_id:str}/state", summary="The same, by your own id of the customer", media_type=_JSON)
+    @get("/external/{external_id:str}/state", summary="The same, by your own id of the customer", media_type=_JSON,
+         responses=_UNCHANGED)  # fmt: skip
     async def state_external(self, request: Request[Any, Any, State], external_id: FromPath[str]) -> Response[bytes]:
         """Return the state of the customer with this external id, percent-encoded where it needs to be."""
         return await _state(request, ByExternalId, external_id)
 
-    @get("/{customer_id:str}/entitlements", summary="All that a customer may use", media_type=_JSON)
+    @get("/{customer_id:str}/entitlements", summary="All that a customer may use", media_type=_JSON,
+         responses=_MAY_NOT_READ)  # fmt: skip
     async def entitlements(
         self, request: Request[Any, Any, State], customer_id: FromPath[str], member_id: MemberId = None,
         external_member_id: ExternalMemberId = None, reveal: Reveal = None,
@@ -65,7 +72,8 @@ class CustomerController(Controller):
         """Return one answer for each benefit that the customer has or had."""
         return await _all(request, ById, customer_id, _Asked(member_id, external_member_id, reveal))
 
-    @get("/external/{external_id:str}/entitlements", summary="The same, by your own id", media_type=_JSON)
+    @get("/external/{external_id:str}/entitlements", summary="The same, by your own id", media_type=_JSON,
+         responses=_MAY_NOT_READ)  # fmt: skip
     async def entitlements_external(
         self, request: Request[Any, Any, State], external_id: FromPath[str], member_id: MemberId = None,
         external_member_id: ExternalMemberId = None, reveal: Reveal = None,
@@ -73,7 +81,8 @@ class CustomerController(Controller):
         """Return one answer for each benefit that the customer with this external id has or had."""
         return await _all(request, ByExternalId, external_id, _Asked(member_id, external_member_id, reveal))
 
-    @get("/{customer_id:str}/entitlements/{benefit:str}", summary="May this customer use this?", media_type=_JSON)
+    @get("/{customer_id:str}/entitlements/{benefit:str}", summary="May this customer use this?", media_type=_JSON,
+         responses=_MAY_NOT_READ)  # fmt: skip
     async def entitlement(
         self, request: Request[Any, Any, State], customer_id: FromPath[str], benefit: FromPath[str],
         member_id: MemberId = None, external_member_id: ExternalMemberId = None, reveal: Reveal = None,
@@ -81,7 +90,8 @@ class CustomerController(Controller):
         """Return the answer for a benefit: a key of the catalogue, or the id of a benefit at Polar."""
         return await _one(request, ById, customer_id, benefit, _Asked(member_id, external_member_id, reveal))
 
-    @get("/external/{external_id:str}/entitlements/{benefit:str}", summary="The same, by your own id", media_type=_JSON)
+    @get("/external/{external_id:str}/entitlements/{benefit:str}", summary="The same, by your own id", media_type=_JSON,
+         responses=_MAY_NOT_READ)  # fmt: skip
     async def entitlement_external(
         self, request: Request[Any, Any, State], external_id: FromPath[str], benefit: FromPath[str],
         member_id: MemberId = None, external_member_id: ExternalMemberId = None, reveal: Reveal = None,

@@ -23,6 +23,7 @@ from connectors.base import ConnectorError, Holding, Receipt, Unavailable
 from connectors.file_download import FileDownload, local_path
 from worker.http.context import Context
 from worker.http.errors import ApiError
+from worker.http.polar_api import fails, without_body
 from worker.store import grants
 from worker.store.models import GrantStatus
 
@@ -32,11 +33,16 @@ _CHUNK = 256 * 1024
 _PRESIGNED_SECONDS = 60
 _RANGE = re.compile(r"bytes=(?=-?[0-9])([0-9]{0,99})-([0-9]{0,99})", re.IGNORECASE)
 _receipt = msgspec.json.Decoder(Receipt).decode
+_ANSWERS = {
+    **without_body(s206="A part of the file, as asked for by `Range`", s302="Where the file is, for a minute"),
+    **fails(404, s404="Not a link of ours, or not given any more", s410="The link has ended", s416="No such range"),
+}
 _NOT_CACHED = {"cache-control": "private, no-store", "referrer-policy": "no-referrer"}
 
 
-@route("/downloads/{token:str}", http_method=["GET", "HEAD"], tags=["downloads"], status_code=200,
-       summary="Fetch a file that a live grant gives", media_type="application/octet-stream")  # fmt: skip
+@route("/downloads/{token:str}", http_method=["GET", "HEAD"], tags=["downloads"], status_code=200, security=[{}],
+       summary="Fetch a file that a live grant gives", media_type="application/octet-stream",
+       responses=_ANSWERS)  # fmt: skip
 async def download(request: Request[Any, Any, State], token: FromPath[str]) -> Response[Any]:
     """Return the file with range requests, or a redirect to storage that ends within a minute."""
     context: Context = request.app.state.context

@@ -15,6 +15,7 @@ from worker.http.auth import app_guard, operator_guard
 from worker.http.context import Context
 from worker.http.customers import name_of
 from worker.http.errors import ApiError
+from worker.http.polar_api import fails
 from worker.pipeline import SWEEP_PULSE
 from worker.replay import replay
 from worker.store import grants, inbox, limits
@@ -30,7 +31,8 @@ class OpsController(Controller):
     guards = [operator_guard]
     tags = ["ops"]
 
-    @post("/deliveries/{webhook_id:str}/replay", status_code=200, summary="Process a stored delivery again")
+    @post("/deliveries/{webhook_id:str}/replay", status_code=200, summary="Process a stored delivery again",
+          responses=fails(404, s403="Not an operator's token"))  # fmt: skip
     async def replay(self, request: Request[Any, Any, State], webhook_id: FromPath[str]) -> dict[str, Any]:
         """Process the delivery again, now, as a new attempt. It is never refused as a duplicate."""
         context: Context = request.app.state.context
@@ -49,13 +51,13 @@ class OpsController(Controller):
         }
 
 
-@get("/healthz", tags=["health"], summary="Whether the process is alive")
+@get("/healthz", security=[{}], tags=["health"], summary="Whether the process is alive")
 async def healthz() -> dict[str, str]:
     """Answer while the process can answer."""
     return {"status": "alive"}
 
 
-@get("/readyz", tags=["health"], summary="Whether the service can do its work")
+@get("/readyz", security=[{}], tags=["health"], summary="Whether the service can do its work")
 async def readyz(request: Request[Any, Any, State]) -> Response[dict[str, Any]]:
     """Answer 200, or 503 where webhooks cannot be stored or nobody works on them, and name what is wrong.
 

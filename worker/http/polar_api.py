@@ -98,3 +98,10 @@ def fails(*statuses: int, **texts: str) -> dict[int, ResponseSpec]:
     told = {int(name[1:]): text for name, text in texts.items()}
     known = {status: _TEXTS[status] for status in (401, 422, 503, *statuses)} | told
     return {status: ResponseSpec(Problem, generate_examples=False, description=text) for status, text in known.items()}
+
+
+def without_body(**texts: str) -> dict[int, ResponseSpec]:
+    """Return answers without a body for OpenAPI: `s304="..."` says what one means."""
+    return {
+        int(name[1:]): ResponseSpec(None, generate_examples=False, description=text) for name, text in texts.items()
+    }
