@@ -16,6 +16,7 @@ from connectors import TERMS
 from handlers import HANDLERS
 from tests.conftest import BENEFITS, POLAR_BENEFIT, PRODUCT, SECRET, Clock, Running, run_service, settings_for
 from worker import folding
+from worker import pipeline as pipeline_module
 from worker.app import NoTrigger, open_service
 from worker.pipeline import SWEEP_PULSE, Pipeline
 from worker.replay import replay
@@ -275,6 +276,36 @@ async def test_the_other_processes_follow_a_new_file_by_themselves(
         customer = await other.live("purchase")
         assert other.service.pipeline.catalogue.digest == more.digest
         assert (await other.answer(customer, "key"))["gives"]["limit_activations"] == 5
+
+
+async def test_a_process_that_only_receives_follows_by_itself_and_survives_a_failure(
+    database_url: str, tmp_path: Path, catalogue: Catalogue, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_module, "_FOLLOW_SECONDS", 0.01)
+    stopping = asyncio.Event()
+    async with (
+        run_service(database_url, tmp_path, catalogue, clock) as one,
+        run_service(database_url, tmp_path, catalogue, clock) as other,
+    ):
+        peek, failures = other.service.database.peek, [OSError("gone for a moment")]
+
+        async def fails_once(work: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return await peek(work)
+
+        monkeypatch.setattr(other.service.database, "peek", fails_once)
+        following = asyncio.create_task(other.service.pipeline.follow_for_ever(stopping))
+        more = changed(catalogue.text.replace("limit_activations = 3", "limit_activations = 5"))
+        assert await one.service.pipeline.propose(more) is None
+        for _ in range(200):
+            if other.service.pipeline.catalogue.digest == more.digest:
+                break
+            await asyncio.sleep(0.01)
+        else:
+            pytest.fail("it never followed")
+        stopping.set()
+        await following
 
 
 async def test_a_changed_limit_is_applied_to_the_key_that_there_is(running: Running) -> None:

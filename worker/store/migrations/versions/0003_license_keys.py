@@ -112,17 +112,9 @@ def downgrade() -> None:
                      batch_op.f("ix_license_keys_sealed_with")):  # fmt: skip
             batch_op.drop_index(name)
         batch_op.drop_constraint("license_keys_digest_key", type_="unique")
-        for name in (
-            "problem",
-            "read_attempts",
-            "read_at",
-            "sealed_with",
-            "sealed",
-            "display_key",
-            "digest",
-            "purchase",
-            "source",
-        ):
+        added = ("problem", "read_attempts", "read_at", "sealed_with", "sealed", "display_key", "digest", "purchase",
+                 "given", "source")  # fmt: skip
+        for name in added:
             batch_op.drop_column(name)
         batch_op.alter_column("validations", existing_type=sa.BigInteger(), type_=sa.Integer(), existing_nullable=False)
         batch_op.alter_column("usage", existing_type=sa.BigInteger(), type_=sa.Integer(), existing_nullable=False)
