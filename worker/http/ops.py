@@ -7,7 +7,9 @@ from typing import Any
 import sqlalchemy as sa
 from litestar import Controller, Request, Response, get, post
 from litestar.datastructures import State
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath
+from msgspec import Struct
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from worker import metrics
@@ -51,14 +53,22 @@ class OpsController(Controller):
         }
 
 
+class Readiness(Struct):
+    """`ready`, `degraded` or `unready`, and what is wrong, by part."""
+
+    status: str
+    problems: dict[str, str]
+
+
 @get("/healthz", security=[{}], tags=["health"], summary="Whether the process is alive")
 async def healthz() -> dict[str, str]:
     """Answer while the process can answer."""
     return {"status": "alive"}
 
 
-@get("/readyz", security=[{}], tags=["health"], summary="Whether the service can do its work")
-async def readyz(request: Request[Any, Any, State]) -> Response[dict[str, Any]]:
+@get("/readyz", security=[{}], tags=["health"], summary="Whether the service can do its work",
+     responses={503: ResponseSpec(Readiness, generate_examples=False, description="It cannot; why")})  # fmt: skip
+async def readyz(request: Request[Any, Any, State]) -> Response[Readiness]:
     """Answer 200, or 503 where webhooks cannot be stored or nobody works on them, and name what is wrong.
 
     A queue that is down is named, and is no reason to send webhooks away: they are stored, and the sweep works.
@@ -79,7 +89,7 @@ async def readyz(request: Request[Any, Any, State]) -> Response[dict[str, Any]]:
     if not await context.queue.is_up():
         problems["queue"] = "does not answer; work goes on by the sweep, some seconds later"
     status = "unready" if fatal else "degraded" if problems else "ready"
-    return Response({"status": status, "problems": problems}, status_code=503 if fatal else 200)
+    return Response(Readiness(status, problems), status_code=503 if fatal else 200)
 
 
 def _sweep_problem(beaten: datetime | None, now: datetime) -> str | None:
