@@ -4,6 +4,7 @@ An app makes a link that opens it (worker/http/accounts.py). What is done on it 
 JavaScript.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,13 @@ from litestar.params import FromPath
 
 from worker.http.context import Context
 from worker.http.customers import name_of
+from worker.http.page_answers import NO_KEYS, answers_of
+from worker.http.page_licences import licence, shown_once
 from worker.http.page_linking import callback, link, unlink
 from worker.http.page_look import PREFIX, PageProblem
 from worker.http.page_session import NOTICE_COOKIE
 from worker.http.page_view import Person, is_retried, shown
 from worker.http.page_visitor import Page, Visitor, notice_of, posting, state_of, visitor_of
-from worker.http.present import At, complete, split
 from worker.store import grants
 from worker.store.models import GrantStatus
 
@@ -62,10 +64,24 @@ async def switch(request: Request[Any, Any, State], token: FromPath[str]) -> Res
 @get("/")
 async def show(request: Request[Any, Any, State]) -> Response[str]:
     """Return the page of whoever has opened it."""
+    return await _page_of(request, await visitor_of(request))
+
+
+@post("/keys/{key_id:str}", status_code=200)
+async def show_key(request: Request[Any, Any, State], key_id: FromPath[str]) -> Response[Any]:
+    """Return the page with a key that is kept as a digest only: whole, this once."""
+    page: Page = request.app.state.page
+    visitor, key = await shown_once(request, name_of(key_id))
+    return await _page_of(request, visitor, {name_of(key_id): key}) if key else page.back(notice="shown")
+
+
+async def _page_of(
+    request: Request[Any, Any, State], visitor: Visitor, once: Mapping[str, str] = NO_KEYS
+) -> Response[str]:
+    """Return the page of a visitor; `once` are whole keys, by id, that are shown in this answer and never again."""
     context: Context = request.app.state.context
     page: Page = request.app.state.page
-    visitor = await visitor_of(request)
-    answers = await _answers(context, visitor)
+    answers = await answers_of(context, visitor, once)
     names = {one.data.id: one.data.name or one.data.email or "A member" for one in visitor.state.members.values()}
     person = Person(
         visitor.is_theirs,
@@ -86,20 +102,6 @@ async def show(request: Request[Any, Any, State]) -> Response[str]:
     return answer
 
 
-async def _answers(context: Context, visitor: Visitor) -> list[dict[str, Any]]:
-    """Return all answers as of now, with the person's own license keys whole."""
-    ready = await context.ready.entitlements("id", visitor.session.customer_id)
-    document = ready.document if ready and ready.document else b"{}"
-    at = At(context.now(), context.settings, context.tokens)
-    answers = [complete(raw, at, context.connectors) for raw in split(document)[0].values()]
-    for grant in (one for answer in answers for one in answer["grants"] if visitor.is_theirs(one)):
-        key_id = (grant["gives"] or {}).get("license_key_id")
-        key = await context.license_keys.whole(key_id) if key_id else None
-        if key:
-            grant["gives"]["key"] = key
-    return answers
-
-
 @post("/check")
 async def check(request: Request[Any, Any, State]) -> Response[None]:
     """Look again at what waits for this person, twice a minute at most."""
@@ -108,7 +110,7 @@ async def check(request: Request[Any, Any, State]) -> Response[None]:
     visitor = await posting(request)
     waiting = {
         grant["id"]: grant["status"]
-        for answer in await _answers(context, visitor)
+        for answer in await answers_of(context, visitor)
         if not answer["connector"].startswith("polar:")
         for grant in answer["grants"]
         if visitor.is_theirs(grant) and is_retried(grant)
@@ -166,7 +168,8 @@ async def icon(request: Request[Any, Any, State]) -> Response[str]:
 
 PAGE = Router(
     path=PREFIX,
-    route_handlers=[enter, switch, show, check, leave, link, callback, unlink, style, script, logo, icon],
+    route_handlers=[enter, switch, show, show_key, licence, check, leave, link, callback, unlink,
+                    style, script, logo, icon],
     include_in_schema=False,
     request_max_body_size=_MOST_BYTES,
-)
+)  # fmt: skip

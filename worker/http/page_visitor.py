@@ -30,6 +30,8 @@ _NOTICES = {
     "often": ("bad", "You have changed your accounts very often today. Please try again tomorrow."),
     "early": ("bad", "You have checked just now. Please wait half a minute, then try again."),
     "settled": ("good", "There is nothing that waits for you."),
+    "shown": ("bad", "This key was shown before, and cannot be shown again."),
+    "licences": ("bad", "You have downloaded very many licences today. Please try again tomorrow."),
 }
 
 
