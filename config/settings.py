@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import json
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Mapping
@@ -95,6 +96,17 @@ class Settings(BaseSettings):
     benefits: Path = Field(Path("benefits.toml"), description="the benefits file (the catalogue)")
     public_url: str = Field("", description="how customers reach the sidecar; used in download links")
     polar_organization_id: str = Field("", description="your organization's id at Polar")
+    polar_access_token: SecretStr = Field(
+        SecretStr(""),
+        description="an organization access token of Polar, with `license_keys:read`: keys that Polar issued are read",
+    )
+    polar_base_url: str = Field(
+        "https://api.polar.sh", description="where Polar's API is; its sandbox is `https://sandbox-api.polar.sh`"
+    )
+    polar_lookup: bool = Field(
+        False,  # noqa: FBT003 - the default
+        description="look up license keys that are unknown here at Polar, once; it then needs `license_keys:write`",
+    )
     license_calls_per_address: int = Field(
         300, ge=0, description="calls a minute without a token about license keys, from one address; 0 is no limit"
     )
@@ -198,7 +210,15 @@ class Settings(BaseSettings):
             raise ValueError("write redis://host:6379/0, rediss://... or unix:///path")
         return url
 
-    @field_validator("github_api_url", "discord_api_url")
+    @field_validator("polar_access_token")
+    @classmethod
+    def _header_value(cls, token: SecretStr) -> SecretStr:
+        value = token.get_secret_value().strip()
+        if not re.fullmatch("[!-~]*", value):
+            raise ValueError("it has characters that no token has: copy it again")
+        return SecretStr(value)
+
+    @field_validator("github_api_url", "discord_api_url", "polar_base_url")
     @classmethod
     def _platform_address(cls, url: str) -> str:
         parts = urlsplit(url)
@@ -300,6 +320,7 @@ def missing_in_production(settings: Settings) -> list[str]:
         if getattr(settings, f"{name.lower()}_client_id")
         and not getattr(settings, f"{name.lower()}_client_secret").get_secret_value()
     ]
+    problems += _missing_for_lookup(settings)
     if settings.page_logo and not settings.page_logo.is_file():
         problems.append(f"{PREFIX}PAGE_LOGO: there is no file {settings.page_logo}")
     known = {token.name for token in settings.api_tokens}
@@ -317,6 +338,12 @@ def missing_in_production(settings: Settings) -> list[str]:
     if not settings.benefits.is_file():
         problems.append(f"{PREFIX}BENEFITS: there is no file {settings.benefits}")
     return problems
+
+
+def _missing_for_lookup(settings: Settings) -> list[str]:
+    if settings.polar_lookup and not settings.polar_access_token.get_secret_value():
+        return [f"{PREFIX}POLAR_ACCESS_TOKEN is missing: {PREFIX}POLAR_LOOKUP asks Polar with it"]
+    return []
 
 
 def development_file(settings: Settings) -> Path:

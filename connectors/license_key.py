@@ -83,8 +83,11 @@ class LicenseKeyConnector(Serving):
         self._now = tools.now
 
     @staticmethod
-    def missing(config: Terms, settings: Settings) -> list[str]:  # noqa: ARG004 - as for all
-        """Return what the settings lack for this benefit: nothing."""
+    def missing(config: Terms, settings: Settings) -> list[str]:
+        """Return what the settings lack for this benefit: what encrypts keys until they are shown, and signing keys."""
+        wanted = 'storage = "hash"' if config.storage == "hash" else "`offline`" if config.offline else None
+        if wanted and not settings.encryption_keys:
+            return [f"{wanted} needs ALMONER_ENCRYPTION_KEYS, e.g. from `openssl rand -hex 32`"]
         return []
 
     def resource(self, to: Recipient, config: Terms) -> str:

@@ -288,6 +288,7 @@ async def open_running(
         license_keys=service.license_keys,
         license_calls=service.license_calls,
         quotas=service.quotas,
+        polar_keys=service.polar_keys,
         now=clock,
     )
     transport = httpx.ASGITransport(make_api(context, clock))  # type: ignore[arg-type]

@@ -31,8 +31,11 @@ from worker.license_calls import LicenseCalls
 from worker.license_keys import StoredLicenseKeys
 from worker.limits import StoredLimits
 from worker.pipeline import PROCESS_BATCH, SETTLE_BATCH, Pipeline, Trigger
+from worker.polar import Polar
+from worker.polar_keys import PolarKeys
 from worker.queue import Job, Queue
 from worker.quotas import Quotas
+from worker.signing_keys import SigningKeys
 from worker.store import grants
 from worker.store.database import Database
 from worker.store.migrate import migrate, needs_migration
@@ -101,6 +104,9 @@ class Service:
     license_keys: StoredLicenseKeys
     license_calls: LicenseCalls
     quotas: Quotas
+    polar: Polar | None
+    """A client of Polar's API; None without a token."""
+    polar_keys: PolarKeys
 
 
 def load_catalogue(settings: Settings) -> Catalogue:
@@ -122,8 +128,12 @@ def load_catalogue(settings: Settings) -> Catalogue:
     return catalogue
 
 
-async def _nobody_knows(_key: str, _organization_id: str) -> bool:
-    return False
+def _polar(settings: Settings, limits: StoredLimits, now: Callable[[], datetime]) -> Polar | None:
+    """Return a client of Polar's API, where there is a token for it."""
+    if not settings.polar_access_token.get_secret_value():
+        return None
+    seconds = settings.call_timeout.total_seconds()
+    return Polar(settings.polar_access_token, settings.polar_base_url, limits, now, timeout=seconds)
 
 
 @asynccontextmanager
@@ -154,6 +164,8 @@ async def open_service(
         catalogue=catalogue,
     )
     tally, quotas = Tally(database), Quotas(database, now)
+    polar = _polar(settings, limits, now)
+    issued_there = PolarKeys(database, polar, settings, now)
     try:
         yield Service(
             settings=settings,
@@ -164,13 +176,17 @@ async def open_service(
             tokens=tokens,
             accounts=Accounts(database, pipeline, seal_of(settings)),
             license_keys=keys,
-            license_calls=LicenseCalls(database, pipeline, tally, _nobody_knows),
+            license_calls=LicenseCalls(database, pipeline, tally, issued_there.look_up),
             quotas=quotas,
+            polar=polar,
+            polar_keys=issued_there,
         )
     finally:
         await pipeline.close()
         await tally.close()
-        await quotas.close()
+        await issued_there.close()
+        if polar:
+            await polar.close()
         for connector in pipeline.connectors.values():
             if hasattr(connector, "close"):
                 await connector.close()
@@ -211,7 +227,9 @@ async def run(
             if work:
                 await service.tokens.reseal()
                 await service.license_keys.reseal()
+                await SigningKeys(service.database, settings, service.pipeline.now).reseal()
                 tasks.create_task(service.pipeline.sweep_for_ever(stopping))
+                tasks.create_task(service.polar_keys.read_for_ever(stopping))
                 tasks.create_task(Audit(service.pipeline).audit_for_ever(stopping))
                 service.pipeline.works_near = True
                 jobs: dict[str, Job] = {
@@ -221,6 +239,8 @@ async def run(
                     ),
                 }
                 tasks.create_task(queue.work(jobs, slots=settings.worker_slots, stopping=stopping))
+            else:
+                tasks.create_task(service.pipeline.follow_for_ever(stopping))
             _stop_on_signals(stopping)
             _collect_seldom()
             if listening:
@@ -257,6 +277,7 @@ def _context(service: Service, queue: Queue) -> Context:
         license_keys=service.license_keys,
         license_calls=service.license_calls,
         quotas=service.quotas,
+        polar_keys=service.polar_keys,
         now=service.pipeline.now,
     )
 
@@ -264,7 +285,8 @@ def _context(service: Service, queue: Queue) -> Context:
 def _listen(settings: Settings) -> socket.socket:
     """Take the address before anything else is started. Raises NotReady where it is taken."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol named: else asyncio turns Nagle's algorithm off for none of its connections.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))

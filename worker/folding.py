@@ -20,10 +20,10 @@ from handlers import HANDLERS, IGNORED, MIRRORED, UNKNOWN_TYPE
 from handlers import state as facts
 from handlers.events import Event, MalformedEvent, Offering, PolarBenefit, parse, read
 from handlers.state import CustomerState
-from worker import answers
+from worker import answers, mirror, told_keys
 from worker.reconcile import Entitlement, Held, entitled, next_edge, plan, recipient, target_of
 from worker.states import read_states, with_accounts, with_grants_by_hand
-from worker.store import accounts, customers, grants, inbox
+from worker.store import accounts, customers, grants, inbox, objects, polar_keys
 from worker.store.inbox import Locked, Outcome
 from worker.store.models import DeliveryStatus, GrantStatus
 
@@ -61,6 +61,8 @@ class Folded:
     """The grants whose will has changed, as they are now, and their customers."""
     awakened: list[int] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
+    benefits: dict[str, objects.Row] = field(default_factory=dict)
+    """The newest descriptions of Polar's benefits that the deliveries carried."""
     given: int = 0
     taken: int = 0
 
@@ -72,6 +74,7 @@ class _Work:
     row: Locked
     event: Event
     customer_id: str
+    is_handled: bool = False
 
 
 class _Owned(msgspec.Struct):
@@ -93,6 +96,7 @@ def process(connection: sa.Connection, ids: Sequence[int], rules: Rules, now: da
         by_customer.setdefault(item.customer_id, []).append(item)
     _reconcile(connection, by_customer, rules, now, folded)
     inbox.finish(connection, folded.outcomes, now)
+    objects.keep_benefits(connection, folded.benefits)  # last of all: customers share them
     return folded
 
 
@@ -113,6 +117,7 @@ def _route(
             event = parse(row.webhook_id, row.body)
             if event.type in MIRRORED:
                 _mirror(connection, event)
+                folded.benefits = mirror.newest(folded.benefits, mirror.benefits_of(event))
                 folded.outcomes.append(_finished(row, DeliveryStatus.DONE, now))
             elif event.type in HANDLERS:
                 owned.append((row, event, read(event, _Owned)))
@@ -228,7 +233,9 @@ def _reconcile(
             continue  # nothing of it could be read: there is no customer to save
         if after is not before:  # an event may have told of an account in a field
             after = with_accounts(after, kept.get(customer_id, ()), rules.settings)
-        saved.append(_plan(after, before, row.version if row else 0, held.get(customer_id, []), rules, now))
+        one = _plan(after, before, row.version if row else 0, held.get(customer_id, []), rules, now)
+        one.events = [item.event for item in work if item.is_handled]
+        saved.append(one)
     _save(connection, saved, rules, folded, now)
 
 
@@ -245,6 +252,7 @@ def _fold(
             reason = f"our handler failed: {type(error).__name__}"
             outcome = _later(item.row, settings, now, reason=reason, customer_id=item.customer_id)
         else:
+            item.is_handled = True
             outcome = _finished(item.row, DeliveryStatus.DONE, now, customer_id=item.customer_id)
         folded.outcomes.append(outcome)
     return state
@@ -263,6 +271,7 @@ class _Saved:
     changed: list[str]
     explained: list[str]
     taken: int = 0
+    events: list[Event] = field(default_factory=list)
 
 
 def _plan(
@@ -357,8 +366,13 @@ def _save(connection: sa.Connection, saved: Sequence[_Saved], rules: Rules, fold
     grants.change(connection, [_changed(one.grants[grant_id]) for one in saved for grant_id in one.changed])
     grants.explain(connection, [_explained(one.grants[grant_id]) for one in saved for grant_id in one.explained])
     customers.save(connection, [_customer_row(one, rules, offered) for one in saved])
+    carried = mirror.keep(connection, [mirror.Step(one.before, one.state, one.events) for one in saved])
+    folded.benefits = mirror.newest(folded.benefits, carried)
     new = [link for one in saved for link in links_of(one.state) - links_of(one.before)]
     customers.link(connection, new)
+    told = [key for one in saved for key in told_keys.news(one.before, one.state)]
+    reads = bool(rules.settings.polar_access_token.get_secret_value())
+    polar_keys.tell(connection, told, now, reads=reads)
     accounts.forget_people(connection, *_gone(saved))
     owned = [object_id for kind, object_id, _ in new if kind != BENEFIT]
     folded.awakened += [row_id for row_id in inbox.awaken(connection, owned, now) if not _is_done(row_id, folded)]

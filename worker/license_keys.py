@@ -63,7 +63,7 @@ class StoredLicenseKeys:
                 try:
                     again: tuple[bytes | None, str] = (self._seal.seal(self._seal.open(sealed)), fingerprint)
                 except NotSealed as error:
-                    log.error("a license key that was never shown cannot be read; rotate it", license_key=key_id,
+                    log.error("a license key that was never shown cannot be read; rotate it", key_id=key_id,
                               reason=str(error))  # fmt: skip
                     again = None, fingerprint
                 change = partial(licenses.reseal, key_id=key_id, before=sealed, sealed=again)

@@ -5,6 +5,7 @@ sweep, which needs no queue, brings the same result.
 """
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from connectors.base import ActionRequired, Connector, Receipt, Unavailable
 from worker import folding, metrics, settling
 from worker.folding import Folded, Rules
 from worker.settling import Claim, Claimed, Result
-from worker.store import catalogues, customers, grants, inbox, limits
+from worker.store import catalogues, customers, grants, inbox, limits, polar_keys, quotas
 from worker.store.database import Database
 from worker.store.inbox import Accepted, Arrival, Locked, Outcome
 from worker.store.models import DeliveryStatus
@@ -38,6 +39,7 @@ _STORE_SECONDS = 5.0
 """Polar waits 10 s for an answer; a database that takes longer than this is down for our purpose."""
 _TRIGGER_GAP_SECONDS = 0.005
 """The first trigger goes out at once; under load those that follow carry what came meanwhile."""
+_FOLLOW_SECONDS = 2.0
 _SECRET_NOTES = timedelta(seconds=10)
 _PRUNE_EVERY, _PRUNE_PULSE = timedelta(hours=1), "prune"
 
@@ -377,6 +379,17 @@ class Pipeline:
             self._take_up(in_force)
         return in_force is not None
 
+    async def follow_for_ever(self, stopping: asyncio.Event) -> None:
+        """Follow every few seconds, where no sweep does it: what license keys allow is in the benefits file."""
+        while not stopping.is_set():
+            try:
+                await self.follow()
+            except Exception as error:  # noqa: BLE001 - the next time will do
+                log.warning("the benefits file in force could not be read", error=type(error).__name__)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FOLLOW_SECONDS):
+                    await stopping.wait()
+
     def _take_up(self, in_force: Mapping[str, Any]) -> None:
         if in_force["digest"] == self.catalogue.digest:
             return
@@ -474,6 +487,8 @@ def _housekeeping(now: datetime) -> Callable[[sa.Connection], None]:
         if last is None or now - last >= _PRUNE_EVERY:
             grants.beat(connection, _PRUNE_PULSE, now)
             limits.prune(connection, now)
+            polar_keys.prune(connection, now)
+            quotas.prune(connection, now)
         inbox.compact_ledger(connection)
 
     return keep

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from pydantic import ValidationError
 
+from config.settings import Settings
 from connectors.base import Holding, LicenseKey, Recipient
 from connectors.license_key import LicenseKeyConnector, Terms
 from tests.conftest import Clock, settings_for
@@ -204,3 +205,27 @@ def test_the_key_itself_stands_in_no_repr() -> None:
     )  # fmt: skip
     assert "SECRET" not in repr(issued)
     assert "license_key:key:c-1" in repr(issued)
+
+
+@pytest.mark.parametrize("wanted", [{"storage": "hash"}, {"offline": "30d"}])
+def test_what_is_encrypted_at_rest_needs_a_key_for_it(wanted: dict[str, str]) -> None:
+    [problem] = LicenseKeyConnector.missing(terms(**wanted), Settings())
+    assert "ALMONER_ENCRYPTION_KEYS" in problem
+    assert LicenseKeyConnector.missing(terms(**wanted), Settings(encryption_keys="a-key")) == []
+    assert LicenseKeyConnector.missing(terms(), Settings()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"expires_from": "activation"},
+        {"expires_from": "activation", "expires": "1d"},
+        {"heartbeat": "1d"},
+        {"one_per_fingerprint": True},
+        {"overage": -1},
+        {"heartbeat": "1s", "limit_activations": 1},
+    ],
+)
+def test_terms_that_contradict_each_other_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        terms(**wrong)

@@ -50,7 +50,7 @@ from worker.verify import NotVerified, fingerprint, keys_of, verify
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "up", "receive", "work", "demo", "check", "accept-benefits", "migrate", "simulate", "deliveries", "replay",
-    "grants", "licenses", "audit",
+    "grants", "licenses", "signing-keys", "audit",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ Exit codes: 0 done, 1 something is wrong and was said, 2 the command was called 
 
 import typer
 
-from worker.cli import audit, benefits, deliveries, demo, grants, licenses, run, simulate
+from worker.cli import audit, benefits, deliveries, demo, grants, licenses, run, signing_keys, simulate
 from worker.cli.output import Failure, console_err
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("simulate")(simulate.simulate)
 app.add_typer(deliveries.app, name="deliveries")
 app.command("replay")(deliveries.replay_deliveries)
 app.add_typer(grants.app, name="grants")
+app.add_typer(signing_keys.app, name="signing-keys")
 app.add_typer(licenses.app, name="licenses")
 app.command("audit")(audit.audit)
 

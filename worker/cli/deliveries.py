@@ -1,6 +1,5 @@
 """`almoner deliveries` and `almoner replay`: what was received, what became of it, and doing it again."""
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -21,6 +20,7 @@ from worker.cli.output import (
     service,
     settings_or_fail,
 )
+from worker.redaction import redacted
 
 app = typer.Typer(help="Deliveries: every webhook that was received, and what became of it.", no_args_is_help=True)
 
@@ -32,7 +32,6 @@ Until = Annotated[str | None, typer.Option(help="Received before: a time, or how
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
 _STATUSES = ("pending", "done", "ignored", "dead")
-_SECRET_FIELDS = {"client_secret", "guild_token", "customer_ip_address", "token", "secret", "key", "user_provided_key"}
 
 
 async def _filter(opened: Any, status: str | None, type_: str | None, customer: str | None, since: str | None,  # noqa: ANN401 - Service
@@ -99,7 +98,7 @@ def show_delivery(webhook_id: Annotated[str, typer.Argument(help="The webhook-id
     row, conflicts = run(look())
     if row is None:
         raise Failure(f"There is no delivery {webhook_id}; `almoner deliveries list` shows them", code=NOT_FOUND)
-    shown = dict(row) | {"body": _redacted(row["body"]), "conflicting_bodies": [one["digest"] for one in conflicts]}
+    shown = dict(row) | {"body": redacted(row["body"]), "conflicting_bodies": [one["digest"] for one in conflicts]}
     if as_json:
         print_json(shown)
         return
@@ -130,22 +129,6 @@ def list_refused(
         print_json({"refused": rows})
         return
     print_table("Refused requests", ("at", "status_code", "error", "detail", "webhook_id", "size"), rows, {})
-
-
-def _redacted(body: bytes) -> Any:  # noqa: ANN401 - whatever the body is
-    try:
-        return _hide(json.loads(body))
-    except (ValueError, RecursionError):
-        return body[:2000].decode("utf-8", "replace")
-
-
-def _hide(value: Any) -> Any:  # noqa: ANN401 - a JSON value
-    if isinstance(value, dict):
-        return {
-            name: "[hidden]" if name in _SECRET_FIELDS and isinstance(part, str) else _hide(part)
-            for name, part in value.items()
-        }
-    return [_hide(part) for part in value] if isinstance(value, list) else value
 
 
 async def _all_known(opened: Any, webhook_ids: Sequence[str]) -> None:  # noqa: ANN401 - Service

@@ -3,16 +3,12 @@
 import sqlite3
 from collections.abc import Callable
 from datetime import datetime
-from importlib.metadata import version
 
 import httpx
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException, ValidationException
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components, OpenAPIResponse, Operation, PathItem, SecurityScheme
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,18 +17,27 @@ from worker.http import errors
 from worker.http.accounts import AccountController
 from worker.http.auth import Tokens
 from worker.http.context import Context
+from worker.http.customer_sessions import CustomerSessionController
 from worker.http.customers import CustomerController
 from worker.http.downloads import download
 from worker.http.license_shortcut import PATHS as VALIDATING
 from worker.http.license_shortcut import LicenseShortcut, make_license_shortcut
 from worker.http.licenses import LicenseController, PublicLicenseController
+from worker.http.offline import OfflineController, signing_keys
+from worker.http.openapi import openapi_config
 from worker.http.ops import OpsController, healthz, prometheus, readyz
 from worker.http.page import PAGE
 from worker.http.page_look import Look, is_page
 from worker.http.page_visitor import Page
 from worker.http.polar_api import CURRENT, VERSION_HEADER, VERSIONS
+from worker.http.polar_benefits import PolarBenefitController, PolarGrantController
+from worker.http.polar_customers import PolarCustomerController
+from worker.http.polar_purchases import PolarOrderController, PolarSubscriptionController
+from worker.http.portal import PortalController
 from worker.http.receiver import PATH, RefusalLog, make_receiver
 from worker.http.shortcut import PREFIX, Shortcut, make_shortcut
+from worker.http.webhooks import WebhookController
+from worker.signing_keys import SigningKeys
 
 
 def make_api(
@@ -41,6 +46,7 @@ def make_api(
     """Return the application. `context` is all that it uses; `platforms` is where accounts are linked, if not there."""
     tokens = Tokens(context.settings)
     page = Page(context, platforms)
+    keys = SigningKeys(context.database, context.settings, context.now)
     refusals = RefusalLog(context.database, keep=context.settings.retain_refusals)
     api = Litestar(
         route_handlers=[
@@ -48,6 +54,16 @@ def make_api(
             AccountController,
             LicenseController,
             PublicLicenseController,
+            OfflineController,
+            signing_keys,
+            CustomerSessionController,
+            PortalController,
+            WebhookController,
+            PolarCustomerController,
+            PolarSubscriptionController,
+            PolarOrderController,
+            PolarBenefitController,
+            PolarGrantController,
             PAGE,
             download,
             OpsController,
@@ -66,9 +82,9 @@ def make_api(
                 (Exception, errors.on_any_error),
             )
         },
-        state=State({"context": context, "tokens": tokens, "page": page}),
+        state=State({"context": context, "tokens": tokens, "page": page, "signing_keys": keys}),
         logging_config=None,  # config/logging.py has set it up
-        openapi_config=_openapi(),
+        openapi_config=openapi_config(),
         request_max_body_size=context.settings.max_body_bytes,
     )
     receiver = make_receiver(context.pipeline, context.settings, refusals, now)
@@ -120,34 +136,3 @@ def _with_version(send: Send, version: bytes) -> Send:
         await send(message)
 
     return said
-
-
-def _openapi() -> OpenAPIConfig:
-    def answer(text: str) -> OpenAPIResponse:
-        return OpenAPIResponse(description=text)
-
-    webhook = Operation(
-        operation_id="polarWebhook",
-        summary="POST /webhooks/polar",
-        description="Polar's signed webhook. Every answer is JSON.",
-        responses={
-            "202": answer("Stored durably: accepted, duplicate or ignored"),
-            "400": answer("Not an event: the wrong format, or not JSON"),
-            "403": answer("The signature or the timestamp does not verify"),
-            "405": answer("Not a POST"),
-            "408": answer("The body did not arrive in time"),
-            "413": answer("Larger than ALMONER_MAX_BODY_BYTES"),
-            "415": answer("Not application/json, or compressed"),
-            "503": answer("Cannot be stored now; Polar sends it again"),
-        },
-    )
-    return OpenAPIConfig(
-        title="Almoner",
-        version=version("almoner"),
-        description="Fulfils what customers bought at Polar, and answers what they may use.",
-        path="/schema",
-        webhooks={"polar": PathItem(post=webhook)},
-        components=Components(security_schemes={"token": SecurityScheme(type="http", scheme="bearer")}),
-        security=[{"token": []}],
-        render_plugins=[JsonRenderPlugin(path="/openapi.json")],
-    )

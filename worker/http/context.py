@@ -12,6 +12,7 @@ from worker.http.present import DownloadTokens
 from worker.license_calls import LicenseCalls
 from worker.license_keys import StoredLicenseKeys
 from worker.pipeline import Pipeline
+from worker.polar_keys import PolarKeys
 from worker.quotas import Quotas
 from worker.store.database import Database
 from worker.store.ready import ReadyAnswers
@@ -40,4 +41,5 @@ class Context:
     license_keys: StoredLicenseKeys
     license_calls: LicenseCalls
     quotas: Quotas
+    polar_keys: PolarKeys
     now: Callable[[], datetime]

@@ -24,6 +24,8 @@ _COMMON = {
     "503": "The database cannot be used now",
 }
 
+_WITHOUT_BODY = frozenset(("202", "204", "302", "304"))
+
 
 class OpenAPIDocument(JsonRenderPlugin):
     """`/schema/openapi.json`."""
@@ -46,7 +48,7 @@ def completed(document: dict[str, Any]) -> dict[str, Any]:
 
 def _operation(path: str, operation: dict[str, Any], problem: dict[str, Any]) -> dict[str, Any]:
     responses = {
-        status: _described(answer)
+        status: _described(status, answer)
         for status, answer in operation["responses"].items()
         if not (status == "400" and answer["description"] == _LITESTARS)
     }
@@ -72,9 +74,11 @@ def _possible(path: str, operation: dict[str, Any]) -> list[str]:
     return possible
 
 
-def _described(answer: dict[str, Any]) -> dict[str, Any]:
-    """Say of JSON that is written as bytes that it is an object."""
+def _described(status: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """Say of JSON that is written as bytes that it is an object, and of what has no body that it has none."""
     content = answer.get("content", {})
+    if status in _WITHOUT_BODY:
+        return {name: value for name, value in answer.items() if name != "content"}
     if content.get("application/json", {}).get("schema") == {"type": "string"}:
         return answer | {"content": {"application/json": {"schema": {"type": "object"}}}}
     return answer

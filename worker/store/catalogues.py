@@ -30,6 +30,18 @@ def held(connection: sa.Connection) -> dict[str, Any] | None:
     return dict(row) if row else None
 
 
+_SINCE = sa.select(
+    sa.func.min(catalogues.c.proposed_at),
+    sa.func.max(sa.case((catalogues.c.in_force, catalogues.c.proposed_at))),
+)
+
+
+def since(connection: sa.Connection) -> tuple[datetime | None, datetime | None]:
+    """Return when the first file was proposed, and when the one in force was."""
+    first, last = connection.execute(_SINCE).one()
+    return first, last
+
+
 _LOCK = 727_660_119
 """Any number: two processes that start together decide one after the other."""
 

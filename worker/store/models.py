@@ -193,6 +193,60 @@ class OfferingRow(SQLModel, table=True):
     """Up to which holder the change has been made known; None when all know it, or it changes nobody's answers."""
 
 
+def _where(condition: str) -> dict[str, Any]:
+    """Return the condition of an index, in the words that queries have for it."""
+    return {"postgresql_where": text(condition), "sqlite_where": text(condition.replace("false", "0"))}
+
+
+class ObjectRow(SQLModel, table=True):
+    """One of Polar's objects as it was last sent, without secrets, and beside it what lists filter and sort by."""
+
+    __tablename__ = "objects"
+    __table_args__ = (
+        Index("objects_created", "kind", "created_at", "id", **_where("deleted IS false")),
+        Index("objects_started", "kind", "started_at", "id", **_where("deleted IS false AND started_at IS NOT NULL")),
+        Index("objects_granted", "kind", "is_granted", "created_at", "id",
+              **_where("deleted IS false AND is_granted IS NOT NULL")),
+        Index("objects_benefit", "benefit_id", "kind", "created_at", "id",
+              **_where("deleted IS false AND benefit_id IS NOT NULL")),
+        Index("objects_customer", "customer_id", "kind", **_where("customer_id IS NOT NULL")),
+        Index("objects_email", "email", "kind", **_where("email IS NOT NULL")),
+    )  # fmt: skip
+
+    kind: str = Field(sa_column=Column(Text, primary_key=True))
+    """`customer`, `subscription`, `order`, `benefit_grant` or `benefit`."""
+    id: str = Field(sa_column=Column(Text, primary_key=True))
+    deleted: bool = Field(sa_column=Column(Boolean, nullable=False))
+    """Polar has deleted it: it is in no list."""
+    customer_id: str | None = Field(default=None, sa_column=Column(Text))
+    organization_id: str | None = Field(default=None, sa_column=Column(Text))
+    product_id: str | None = Field(default=None, sa_column=Column(Text))
+    subscription_id: str | None = Field(default=None, sa_column=Column(Text))
+    benefit_id: str | None = Field(default=None, sa_column=Column(Text))
+    member_id: str | None = Field(default=None, sa_column=Column(Text))
+    external_id: str | None = Field(default=None, sa_column=Column(Text))
+    email: str | None = Field(default=None, sa_column=Column(_Resource))
+    """In small letters."""
+    name: str | None = Field(default=None, sa_column=Column(_Resource))
+    """A customer's name, the name of a purchase's product, or a benefit's description."""
+    type: str | None = Field(default=None, sa_column=Column(_Resource))
+    status: str | None = Field(default=None, sa_column=Column(_Resource))
+    amount: int | None = Field(default=None, sa_column=Column(BigInteger))
+    """Cents: the net amount of an order, the amount of a subscription a month."""
+    is_granted: bool | None = Field(default=None, sa_column=Column(Boolean))
+    created_at: datetime = _time(null=False)
+    modified_at: datetime | None = _time()
+    started_at: datetime | None = _time()
+    canceled_at: datetime | None = _time()
+    current_period_end: datetime | None = _time()
+    ends_at: datetime | None = _time()
+    ended_at: datetime | None = _time()
+    granted_at: datetime | None = _time()
+    revoked_at: datetime | None = _time()
+    body: str = Field(sa_column=Column(_Resource, nullable=False))
+    """JSON."""
+
+
 class GrantRow(SQLModel, table=True):
     """Our record of giving one benefit to one customer or member."""
 
@@ -204,6 +258,8 @@ class GrantRow(SQLModel, table=True):
         Index("grants_resource", "resource"),
         Index("grants_held", "held"),
         Index("grants_status", "status", "id"),
+        Index("grants_created", "created_at", "id"),
+        Index("grants_benefit", "benefit", "created_at", "id"),
     )  # fmt: skip
 
     id: str = Field(sa_column=Column(Text, primary_key=True))
@@ -378,6 +434,25 @@ class ActivationRow(SQLModel, table=True):
     seen_at: datetime = _time(null=False)
     """When it was last validated, to some seconds."""
     deleted_at: datetime | None = _time()
+
+
+class SigningKeyRow(SQLModel, table=True):
+    """A key that signs offline licences."""
+
+    __tablename__ = "signing_keys"
+
+    kid: str = Field(sa_column=Column(Text, primary_key=True))
+    public_key: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    sealed: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """The private half, encrypted; None once the key is retired."""
+    sealed_with: str | None = Field(default=None, sa_column=Column(Text))
+    """The fingerprint of the key that encrypted it."""
+    created_at: datetime = _time(null=False)
+    signs_from: datetime = _time(null=False)
+    retired_at: datetime | None = _time()
+    """From when on it signs nothing."""
+    until: datetime | None = _time()
+    """Until when what it has signed may be good."""
 
 
 class QuotaRow(SQLModel, table=True):
