@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup setup-dev demo up test check format lock bench clean
+.PHONY: setup setup-dev sdks demo up test check format lock bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -23,6 +23,17 @@ setup-dev: .venv/.setup-dev
 .venv/.setup-dev: .venv/.setup requirements-dev.lock
 	@echo "Installing what the tests need into .venv ..."
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
+	@touch $@
+
+sdks: .sdk/py032/.setup tests/node/node_modules/.package-lock.json  ## install Polar's other clients, which the tests then play; needs npm
+
+.sdk/py032/.setup: tests/sdk/requirements-0.32.txt
+	@test -x .sdk/py032/bin/python || $(PYTHON) -m venv .sdk/py032
+	@.sdk/py032/bin/pip install -q --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
+
+tests/node/node_modules/.package-lock.json: tests/node/package-lock.json
+	@npm ci --no-audit --no-fund --prefix tests/node
 	@touch $@
 
 demo: setup  ## run the service on its embedded default and play signed purchases against it
@@ -50,6 +61,7 @@ bench: setup-dev  ## print every figure of the README anew
 lock:  ## resolve the dependencies anew (needs uv)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --extra build -o requirements.lock pyproject.toml
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --extra build --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+	echo polar-sdk==0.32.0 | uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url -o tests/sdk/requirements-0.32.txt -
 
 clean:  ## remove what was made here, but no data
-	rm -rf .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf .venv .sdk tests/node/node_modules *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage

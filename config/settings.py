@@ -149,7 +149,7 @@ class Settings(BaseSettings):
         timedelta(minutes=15), gt=timedelta(), description="how long a link to the page can be opened"
     )
     page_session_ttl: Duration = Field(
-        timedelta(hours=1), gt=timedelta(), description="how long the page stays open for whoever opened it"
+        timedelta(hours=1), gt=timedelta(), description="how long the page, or an end user's token, is good for whoever has it"
     )
     audit_every: Duration = Field(
         timedelta(days=1), description="how often a worker compares platforms with grants; `0s` never"

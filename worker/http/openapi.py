@@ -24,7 +24,7 @@ _COMMON = {
     "503": "The database cannot be used now",
 }
 
-_WITHOUT_BODY = frozenset(("202", "204", "302", "304"))
+_WITHOUT_BODY = frozenset(("204", "302", "304"))
 
 
 class OpenAPIDocument(JsonRenderPlugin):
