@@ -10,9 +10,11 @@ import secrets
 import tempfile
 from collections.abc import Mapping
 from datetime import timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -149,7 +151,7 @@ class Settings(BaseSettings):
         timedelta(minutes=15), gt=timedelta(), description="how long a link to the page can be opened"
     )
     page_session_ttl: Duration = Field(
-        timedelta(hours=1), gt=timedelta(), description="how long the page, or an end user's token, is good for whoever has it"
+        timedelta(hours=1), gt=timedelta(), description="how long the page, or an end user's token, is good"
     )
     audit_every: Duration = Field(
         timedelta(days=1), description="how often a worker compares platforms with grants; `0s` never"
@@ -217,6 +219,24 @@ class Settings(BaseSettings):
         if not re.fullmatch("[!-~]*", value):
             raise ValueError("it has characters that no token has: copy it again")
         return SecretStr(value)
+
+    @field_validator("polar_organization_id")
+    @classmethod
+    def _organization(cls, written: str) -> str:
+        try:
+            return str(UUID(written)) if written else ""
+        except ValueError:
+            raise ValueError("write your organization's id, like 5a4e9d3c-...; Polar's settings show it") from None
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, written: tuple[str, ...]) -> tuple[str, ...]:
+        for one in written:
+            try:
+                ip_network(one)
+            except ValueError:
+                raise ValueError(f"{one!r} is no address and no network like 10.0.0.0/8") from None
+        return written
 
     @field_validator("github_api_url", "discord_api_url", "polar_base_url")
     @classmethod

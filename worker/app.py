@@ -28,7 +28,7 @@ from worker.http.api import make_api
 from worker.http.context import Context
 from worker.http.present import DownloadTokens
 from worker.license_calls import LicenseCalls
-from worker.license_keys import StoredLicenseKeys
+from worker.license_keys import StoredLicenseKeys, hashed
 from worker.limits import StoredLimits
 from worker.pipeline import PROCESS_BATCH, SETTLE_BATCH, Pipeline, Trigger
 from worker.polar import Polar
@@ -176,7 +176,7 @@ async def open_service(
             tokens=tokens,
             accounts=Accounts(database, pipeline, seal_of(settings)),
             license_keys=keys,
-            license_calls=LicenseCalls(database, pipeline, tally, issued_there.look_up),
+            license_calls=LicenseCalls(database, pipeline, tally),
             quotas=quotas,
             polar=polar,
             polar_keys=issued_there,
@@ -227,6 +227,7 @@ async def run(
             if work:
                 await service.tokens.reseal()
                 await service.license_keys.reseal()
+                await service.license_keys.hide(hashed(service.pipeline.catalogue))
                 await SigningKeys(service.database, settings, service.pipeline.now).reseal()
                 tasks.create_task(service.pipeline.sweep_for_ever(stopping))
                 tasks.create_task(service.polar_keys.read_for_ever(stopping))

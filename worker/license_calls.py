@@ -22,8 +22,8 @@ from worker.store.database import Database
 from worker.store.licenses import Found
 from worker.tally import Tally
 
-LookUp = Callable[[str, str], Awaitable[bool]]
-"""Asks Polar for a key that is unknown here, in an organization: whether it is known now. Raises Unavailable."""
+LookUp = Callable[[], Awaitable[bool]]
+"""Asks Polar for the key, which is unknown here; says whether it is known now. Raises Unavailable."""
 IsOf = Callable[[Found], bool]
 """Whether a key is of the organization that was asked for."""
 
@@ -40,17 +40,16 @@ class Device:
 class LicenseCalls:
     """All calls about license keys."""
 
-    def __init__(self, database: Database, pipeline: Pipeline, tally: Tally, look_up: LookUp) -> None:
+    def __init__(self, database: Database, pipeline: Pipeline, tally: Tally) -> None:
         self._database = database
         self._pipeline = pipeline
         self._tally = tally
-        self._look_up = look_up
 
-    async def find(self, key: str, organization_id: str, activation_id: str | None, is_of: IsOf) -> Found:
-        """Return a key by itself. Raises Refused (404), and Unavailable where Polar must be asked and cannot."""
+    async def find(self, key: str, activation_id: str | None, is_of: IsOf, look_up: LookUp) -> Found:
+        """Return a key by itself. Raises Refused (404), and what `look_up` raises."""
         digest = licenses.digest_of(key)
         found = await self._peek(digest, activation_id)
-        if found is None and await self._look_up(key, organization_id):
+        if found is None and await look_up():
             found = await self._peek(digest, activation_id)
         if found is None or not is_of(found):
             raise UNKNOWN
@@ -76,8 +75,11 @@ class LicenseCalls:
             current = licenses.find_locked(connection, digest, asked.activation_id)
             if current is None:
                 raise UNKNOWN
-            licensing.check_validation(current.key, current.activation, asked, self.policy(current.key), now)
+            activation = self._as_seen(current.activation)
+            licensing.check_validation(current.key, activation, asked, self.policy(current.key), now)
             licenses.use(connection, current.key.id, asked.increment, now)
+            if activation:
+                licenses.see(connection, [{"of": activation.id, "at": now}])
             return current
 
         before = await self._database.write(work)
@@ -89,21 +91,25 @@ class LicenseCalls:
 
     def _validate(self, found: Found, asked: Asked) -> Found:
         now = self._pipeline.now()
-        key, activation = found.key, found.activation
-        if activation is not None:
-            activation = replace(activation, seen_at=self._tally.seen_at(activation.id, activation.seen_at))
+        key, activation = found.key, self._as_seen(found.activation)
         licensing.check_validation(key, activation, asked, self.policy(key), now)
         uncounted = self._tally.count(key.id, asked.activation_id, now)
         return Found(
             replace(key, validations=key.validations + uncounted, last_validated_at=now), found.facts, activation
         )
 
+    def _as_seen(self, activation: Activation | None) -> Activation | None:
+        """Return an activation with what is counted of it, and not written yet."""
+        if activation is None:
+            return None
+        return replace(activation, seen_at=self._tally.seen_at(activation.id, activation.seen_at))
+
     async def activate(self, digest: str, device: Device) -> tuple[Key, Activation]:
         """Activate a device. Raises Refused."""
         now = self._pipeline.now()
         await self._tally.write()  # what was seen a moment ago is not released as dead
 
-        def work(connection: sa.Connection) -> tuple[Key, Activation]:
+        def work(connection: sa.Connection) -> tuple[Key, Activation, bool]:
             key = licenses.locked(connection, digest)
             if key is None:
                 raise UNKNOWN
@@ -116,12 +122,13 @@ class LicenseCalls:
                 licensing.check_room(key, len(kept), policy)
             activation = _written(connection, key, same, device, fingerprint, now)
             ends = licensing.ends_after(key, policy, now)
-            if ends != key.expires_at:
-                key = _changed(connection, key, {"expires_at": ends}, now)
-            return key, activation
+            begins = ends != key.expires_at
+            return _changed(connection, key, {"expires_at": ends}, now) if begins else key, activation, begins
 
-        before, activation = await self._database.write(work)
-        return before, activation
+        key, activation, begins = await self._database.write(work)
+        if begins:
+            await self._pipeline.refresh([key.customer_id])
+        return key, activation
 
     async def deactivate(self, key: Key, activation_id: str) -> None:
         """End an activation; also of a key that has ended. Raises Refused (404)."""
@@ -161,10 +168,12 @@ class LicenseCalls:
             if key.standing not in {"granted", "disabled"}:
                 raise Refused(400, "Only a key that is granted or disabled can be rotated", Reason(key.standing))
             benefit = self._pipeline.catalogue.benefits.get(key.benefit)
-            whole = new_key(benefit.config.prefix if benefit and isinstance(benefit.config, Terms) else "")
+            terms = benefit.config if benefit and isinstance(benefit.config, Terms) else None
+            whole = new_key(terms.prefix if terms else "")
+            is_hashed = terms.storage == "hash" if terms else key.key is None
             changes = {
                 "digest": licenses.digest_of(whole), "display_key": masked(whole),
-                "key": whole if key.key is not None else None, "sealed": None, "sealed_with": None,
+                "key": None if is_hashed else whole, "sealed": None, "sealed_with": None,
             }  # fmt: skip
             return _changed(connection, key, changes, now), whole
 

@@ -1,17 +1,27 @@
 """License keys as the connector issues them, and as they are shown: whole, once, or masked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from functools import partial
 
 import structlog
 
+from config.catalogue import Catalogue
 from connectors.base import LicenseKey
+from connectors.license_key import Terms
 from worker.sealing import NotSealed, Seal
 from worker.store import licenses
 from worker.store.database import Database
 
 log = structlog.get_logger()
+
+_CHUNK = 100
+
+
+def hashed(catalogue: Catalogue) -> list[str]:
+    """Return the benefits whose license keys are to be kept as a hash."""
+    terms = {key: benefit.config for key, benefit in catalogue.benefits.items()}
+    return [key for key, config in terms.items() if isinstance(config, Terms) and config.storage == "hash"]
 
 
 class StoredLicenseKeys:
@@ -24,9 +34,10 @@ class StoredLicenseKeys:
 
     async def issue(self, key: LicenseKey) -> LicenseKey:
         """Keep this key, or return the one that the resource already has, revived. Raises NotSealed."""
-        is_whole = key.storage == "plain"
-        sealed = (None, None) if is_whole else (self._seal.seal((key.key or "").encode()), self._seal.fingerprint)
-        return await self._database.write(partial(licenses.issue, key=key, sealed=sealed, now=self._now()))
+        return await self._database.write(partial(licenses.issue, key=key, sealed=self._sealed, now=self._now()))
+
+    def _sealed(self, key: str) -> licenses.Sealed:
+        return self._seal.seal(key.encode()), self._seal.fingerprint
 
     async def revoke(self, resource: str) -> None:
         """Revoke the resource's key; none or already revoked is success."""
@@ -55,20 +66,35 @@ class StoredLicenseKeys:
 
     async def reseal(self) -> int:
         """Encrypt with the first key what an older one has encrypted; returns how many there were."""
-        count = 0
+        count, last = 0, ""
         while fingerprint := self._seal.fingerprint:
-            some = partial(licenses.sealed_with_another, fingerprint=fingerprint, limit=100)
+            some = partial(licenses.sealed_with_another, fingerprint=fingerprint, after=last, limit=_CHUNK)
             rows = await self._database.read(some)
             for key_id, sealed in rows:
+                last = key_id
                 try:
-                    again: tuple[bytes | None, str] = (self._seal.seal(self._seal.open(sealed)), fingerprint)
-                except NotSealed as error:
-                    log.error("a license key that was never shown cannot be read; rotate it", key_id=key_id,
-                              reason=str(error))  # fmt: skip
-                    again = None, fingerprint
+                    again = self._sealed(self._seal.open(sealed).decode())
+                except NotSealed as error:  # it stays as it is: the older key may come back
+                    log.error("a license key that was never shown cannot be read", key_id=key_id, reason=str(error),
+                              next=f"almoner licenses rotate {key_id}")  # fmt: skip
+                    continue
                 change = partial(licenses.reseal, key_id=key_id, before=sealed, sealed=again)
                 await self._database.write(change)
-            count += len(rows)
+                count += 1
             if not rows:
+                break
+        return count
+
+    async def hide(self, benefits: Collection[str]) -> int:
+        """Keep of the keys of these benefits, which are to be kept as a hash, only that; returns how many there were.
+
+        Each can be shown once more: whoever has not copied theirs yet shall not lose it. Raises NotSealed.
+        """
+        count = 0
+        while benefits:
+            hide = partial(licenses.hide, benefits=benefits, sealed=self._sealed, limit=_CHUNK)
+            hidden = await self._database.write(hide)
+            count += hidden
+            if not hidden:
                 break
         return count

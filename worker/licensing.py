@@ -4,8 +4,9 @@ Source of the order, the statuses and the classes: polar.md 5.4 (Polar's server/
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
@@ -47,7 +48,7 @@ class Key:
     member_id: str | None
     purchase: str | None
     display_key: str
-    key: str | None
+    key: str | None = field(repr=False)  # it would stand in every traceback
     given: bool
     status: str
     limit_activations: int | None
@@ -103,7 +104,7 @@ def policy_of(benefit: Benefit | None) -> Policy:
 
 def most(limit: int | None, policy: Policy) -> int | None:
     """Return how much is allowed: the limit, and what may be used beyond it."""
-    return None if limit is None else limit + int(limit * policy.overage)
+    return None if limit is None else limit + int(limit * Decimal(str(policy.overage)))  # 100 * 0.29 is 28.999... else
 
 
 def is_expired(key: Key, now: datetime) -> bool:

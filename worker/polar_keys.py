@@ -31,8 +31,9 @@ READ_BATCH = 8
 """Keys that one worker reads at a time."""
 _READS, _WRITES = "license_keys:read", "license_keys:write"
 
-# Whoever invents keys costs a call for each: so many a minute, and the rest of Polar's limit is for reading.
-_LOOKUPS = Rate("polar-lookup", 60, 60.0)
+# Whoever invents keys costs a call for each: so many a minute, and the rest of Polar's limit is for reading. Callers
+# whom nobody knows have a share of their own, so that they shut nobody else out.
+_LOOKUPS = {True: Rate("polar-lookup", 60, 60.0), False: Rate("polar-lookup-public", 30, 60.0)}
 _FORGET_AFTER = timedelta(days=1)
 """How long a key that Polar does not know is not asked for again."""
 _LONGEST_KEY = 255
@@ -79,8 +80,8 @@ class PolarKeys:
         self._settings = settings
         self._now = now
         self._asking: dict[str, asyncio.Task[bool]] = {}
-        self._closed_until: datetime | None = None
-        self._closed_because = ""
+        self._closed: dict[bool, tuple[datetime, str]] = {}
+        """Until when nothing is looked up, and why; for known callers, and for others."""
         self._said_at: datetime | None = None
 
     async def close(self) -> None:
@@ -156,11 +157,17 @@ class PolarKeys:
 
     # looking up
 
-    async def look_up(self, key: str, organization_id: str) -> bool:
+    @property
+    def looks_up(self) -> bool:
+        """Whether unknown keys are looked up at all."""
+        return self._polar is not None and self._settings.polar_lookup
+
+    async def look_up(self, key: str, organization_id: str, *, known: bool = True) -> bool:
         """Ask Polar for a key that is unknown here; says whether it is known now.
 
         Where that is not switched on, or it was asked of late, nobody is asked. Raises Unavailable, always with
-        `retry_after` (seconds), where Polar should be asked and cannot: the key may be good.
+        `retry_after` (seconds), where Polar should be asked and cannot: the key may be good. `known` is whether whoever
+        asks has a token.
         """
         if self._polar is None or not self._settings.polar_lookup or not self._may_be(key, organization_id):
             return False
@@ -169,14 +176,14 @@ class PolarKeys:
         digest = digest_of(key if is_ours else f"{organization_id}:{key}")
         task = self._asking.get(digest)
         if task is None:
-            task = asyncio.create_task(self._ask(self._polar, key, organization_id, digest))
+            task = asyncio.create_task(self._ask(self._polar, key, organization_id, digest, known=known))
             self._asking[digest] = task
             task.add_done_callback(partial(self._asked, digest))
         return await asyncio.shield(task)  # who hangs up takes the answer from nobody else
 
     def _may_be(self, key: str, organization_id: str) -> bool:
         """Whether it could be a key of ours at all: what Polar would only stumble over is not sent."""
-        mine = self._settings.polar_organization_id.lower()
+        mine = self._settings.polar_organization_id
         try:
             is_id = str(UUID(organization_id)) == organization_id
         except ValueError:
@@ -188,31 +195,32 @@ class PolarKeys:
         if not task.cancelled():
             task.exception()  # whoever asked may have gone: then nobody else takes it
 
-    async def _ask(self, polar: Polar, key: str, organization_id: str, digest: str) -> bool:
+    async def _ask(self, polar: Polar, key: str, organization_id: str, digest: str, *, known: bool) -> bool:
         now = self._now()
         if await self._database.peek(partial(polar_keys.is_unknown, digest=digest, now=now)):
             return False
-        if self._closed_until and now < self._closed_until:
-            raise Unavailable(self._closed_because, retry_after=(self._closed_until - now).total_seconds())
+        until, because = self._closed.get(known, (now, ""))
+        if now < until:
+            raise Unavailable(because, retry_after=(until - now).total_seconds())
         try:
-            read = await _found(polar, key, organization_id)
+            read = await _found(polar, key, organization_id, _LOOKUPS[known])
         except NotFound:
             until = now + _FORGET_AFTER
             await self._database.write(partial(polar_keys.note_unknown, digest=digest, until=until))
             return False
         except ConnectorError as error:
-            raise self._cannot(error) from None
+            raise self._cannot(error, known=known) from None
         with suppress(SameKey):  # read or looked up by another meanwhile
             await self._keep(read, None)
         log.info("a license key was found at Polar", license_key_id=read.id, customer=read.customer_id)
         return True
 
-    def _cannot(self, error: ConnectorError) -> Unavailable:
+    def _cannot(self, error: ConnectorError, *, known: bool) -> Unavailable:
         """Return what to tell whoever asked; nothing else is looked up for a moment."""
         now = self._now()
         wait = error.retry_after if isinstance(error, Unavailable) else None
         wait = min(max(_CLOSED_SECONDS if wait is None else wait, 1.0), _LONGEST_CLOSED_SECONDS)
-        self._closed_until, self._closed_because = now + timedelta(seconds=wait), str(error)
+        self._closed[known] = now + timedelta(seconds=wait), str(error)
         if self._said_at is None or abs(now - self._said_at) >= _SAY_EVERY:  # the clock may be set back
             self._said_at = now
             say = log.warning if isinstance(error, Unavailable) else log.error
@@ -223,13 +231,13 @@ class PolarKeys:
 _LOOK = "those who ask are answered 503; check ALMONER_POLAR_ACCESS_TOKEN, ALMONER_POLAR_BASE_URL and Polar itself"
 
 
-async def _found(polar: Polar, key: str, organization_id: str) -> ReadKey:
+async def _found(polar: Polar, key: str, organization_id: str, rate: Rate) -> ReadKey:
     """Return a granted key of the organization, whole and with its activations. Raises as Polar's client does.
 
     To find it by its string Polar must be asked to validate it, which counts there as one more validation.
     """
     asked = {"key": key, "organization_id": organization_id}
-    found = await polar.post("/v1/license-keys/validate", asked, scope=_WRITES, form=_Validated, rates=[_LOOKUPS])
+    found = await polar.post("/v1/license-keys/validate", asked, scope=_WRITES, form=_Validated, rates=[rate])
     return await polar.get(f"/v1/license-keys/{found.id}", scope=_READS, form=ReadKey)
 
 

@@ -19,6 +19,8 @@ log = structlog.get_logger()
 
 SPAN_SECONDS = 60
 _CHEAP_SHARE = 12
+_PATIENCE_SECONDS = 2.0
+"""A database that takes longer than this to count is as good as down."""
 
 
 class Quotas:
@@ -28,7 +30,6 @@ class Quotas:
         self._database = database
         self._now = now
         self._begin(0)
-        self._one_at_a_time = asyncio.Lock()
 
     def _begin(self, span: int) -> None:
         self._span = span
@@ -38,6 +39,7 @@ class Quotas:
         """How many of them the database knows."""
         self._others: dict[str, int] = {}
         """What the others had let through when we last told."""
+        self._one_at_a_time: dict[str, asyncio.Lock] = {}
 
     async def take(self, name: str, most: int) -> int | None:
         """Count a call; returns None, or after how many seconds to come again where there were `most` already."""
@@ -60,7 +62,7 @@ class Quotas:
 
     async def _tell_of(self, name: str, place: int) -> None:
         """Tell the database of a call, with all that were made meanwhile, unless it was told of with others."""
-        async with self._one_at_a_time:
+        async with self._one_at_a_time.setdefault(name, asyncio.Lock()):
             if self._told[name] < place <= self._mine[name]:
                 await self._tell(name)
 
@@ -68,7 +70,8 @@ class Quotas:
         """Tell the database what we have let through, and learn what all have. When it fails we count alone."""
         span, told, others, mine = self._span, self._told, self._others, self._mine[name]
         try:
-            total = await self._database.write(partial(quotas.add, name=name, span=span, count=mine - told[name]))
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                total = await self._database.write(partial(quotas.add, name=name, span=span, count=mine - told[name]))
         except Exception as error:  # noqa: BLE001 - a limit that cannot be counted must not end the service
             log.warning("calls could not be counted together; each process counts alone", error=type(error).__name__)
             return

@@ -4,10 +4,10 @@ A process that is killed loses the counts of its last second and nothing else; u
 """
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 import sqlalchemy as sa
 import structlog
@@ -33,6 +33,10 @@ class Tally:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._counted = _Counted()
+        self._leaving = _Counted()
+        """What is being written: it counts until it is."""
+        self._one_at_a_time = asyncio.Lock()
+        self._stopping = asyncio.Event()
         self._writing: asyncio.Task[None] | None = None
 
     def count(self, key_id: str, activation_id: str | None, now: datetime) -> int:
@@ -43,49 +47,56 @@ class Tally:
             self._counted.seen[activation_id] = now
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_soon())
-        return count
+        return count + self._leaving.keys.get(key_id, (0, now))[0]
 
     def seen_at(self, activation_id: str, stored: datetime) -> datetime:
         """Return when an activation was last seen: here, or as stored."""
-        return max(stored, self._counted.seen.get(activation_id, stored))
+        return max(stored, *(one.seen.get(activation_id, stored) for one in (self._counted, self._leaving)))
 
     async def write(self) -> None:
-        """Write what is counted. While the database fails it stays counted."""
-        counted, self._counted = self._counted, _Counted()
-        if not counted.keys:
-            return
-        # In one order, so that two processes do not wait for each other in a circle; and few at a time, since on SQLite
-        # they are written on the event loop's own thread.
-        keys = [{"of": one, "count": count, "at": at} for one, (count, at) in sorted(counted.keys.items())]
-        seen = [{"of": one, "at": at} for one, at in sorted(counted.seen.items())]
-        try:
-            while keys or seen:
-                part = partial(_write, keys=keys[:_CHUNK], seen=seen[:_CHUNK])
-                await self._database.write(part)
-                del keys[:_CHUNK], seen[:_CHUNK]
-        except Exception as error:  # noqa: BLE001 - whatever it is, nothing of this part was written
-            log.warning("validations could not be counted; they will be", error=type(error).__name__)
-            self._take_back(keys, seen)
+        """Write what is counted; while the database fails it stays counted. Whoever waits for it may give up."""
+        await asyncio.shield(asyncio.ensure_future(self._write_counted()))
 
-    def _take_back(self, keys: list[dict[str, Any]], seen: list[dict[str, Any]]) -> None:
-        for row in keys:
-            more, later = self._counted.keys.get(row["of"], (0, row["at"]))
-            self._counted.keys[row["of"]] = row["count"] + more, later
-        self._counted.seen = {row["of"]: row["at"] for row in seen} | self._counted.seen
+    async def _write_counted(self) -> None:
+        async with self._one_at_a_time:
+            self._leaving, self._counted = self._counted, _Counted()
+            try:
+                while self._leaving.keys or self._leaving.seen:
+                    # In one order, so that two processes do not wait for each other in a circle; and few at a time,
+                    # since on SQLite they are written on the event loop's own thread.
+                    keys, seen = (sorted(part)[:_CHUNK] for part in (self._leaving.keys, self._leaving.seen))
+                    await self._database.write(partial(_write, counted=self._leaving, keys=keys, seen=seen))
+                    for one in keys:
+                        del self._leaving.keys[one]
+                    for one in seen:
+                        del self._leaving.seen[one]
+            except Exception as error:  # noqa: BLE001 - whatever it is, nothing of this part was written
+                log.warning("validations could not be counted; they will be", error=type(error).__name__)
+                self._take_back()
+
+    def _take_back(self) -> None:
+        for key_id, (count, at) in self._leaving.keys.items():
+            more, later = self._counted.keys.get(key_id, (0, at))
+            self._counted.keys[key_id] = count + more, later
+        self._counted.seen = self._leaving.seen | self._counted.seen
+        self._leaving = _Counted()
 
     async def _write_soon(self) -> None:
-        while self._counted.keys:
-            await asyncio.sleep(_EVERY_SECONDS)
+        while (self._counted.keys or self._counted.seen) and not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EVERY_SECONDS):
+                    await self._stopping.wait()
             await self.write()
 
     async def close(self) -> None:
         """Write what is counted, for the last time."""
+        self._stopping.set()
         if self._writing:
-            self._writing.cancel()
-            await asyncio.gather(self._writing, return_exceptions=True)
+            await self._writing
         await self.write()
 
 
-def _write(connection: sa.Connection, keys: list[dict[str, Any]], seen: list[dict[str, Any]]) -> None:
-    licenses.count_validations(connection, keys)
-    licenses.see(connection, seen)
+def _write(connection: sa.Connection, counted: _Counted, keys: list[str], seen: list[str]) -> None:
+    rows = [(one, counted.keys[one]) for one in keys]
+    licenses.count_validations(connection, [{"of": one, "count": count, "at": at} for one, (count, at) in rows])
+    licenses.see(connection, [{"of": one, "at": counted.seen[one]} for one in seen])

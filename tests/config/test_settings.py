@@ -236,6 +236,26 @@ class TestSecrecy:
         assert "very-secret" not in str(caught.value)
 
 
+class TestIdsAndNetworks:
+    def test_the_organization_is_an_id_however_it_is_written(self) -> None:
+        written = "6513270E-269E-4D37-B2A7-4DE452E6B438"
+        assert Settings(polar_organization_id=written).polar_organization_id == written.lower()
+        assert Settings(polar_organization_id="").polar_organization_id == ""
+
+    @pytest.mark.parametrize(
+        ("name", "value", "problem"),
+        [
+            ("POLAR_ORGANIZATION_ID", "acme", "your organization's id"),
+            ("TRUSTED_PROXIES", "*", "no address and no network"),
+            ("TRUSTED_PROXIES", "10.0.0.1/8", "no address and no network"),
+            ("TRUSTED_PROXIES", "127.0.0.1,proxy.local", "'proxy.local'"),
+        ],
+    )
+    def test_what_would_silently_mean_nothing_is_refused(self, name: str, value: str, problem: str) -> None:
+        with pytest.raises(SettingsError, match=problem):
+            load_settings({f"ALMONER_{name}": value}, generate=False)
+
+
 class TestProduction:
     def test_all_that_it_needs_is_enough(self, lasting: Path) -> None:
         settings = load_settings(EVERYTHING)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,6 +13,11 @@ import pytest
 from config.catalogue import Catalogue, parse_catalogue
 from connectors import TERMS
 from tests.conftest import ORGANIZATION, POLAR_BENEFIT, PRODUCT, Clock, Running, run_service
+from worker.http import license_forms, license_shortcut
+from worker.http import licenses as licenses_api
+from worker.license_keys import StoredLicenseKeys, hashed
+from worker.licensing import Key, Policy, most
+from worker.sealing import Seal
 from worker.simulate import SimulatedEvent
 
 PUBLIC = "/v1/customer-portal/license-keys"
@@ -117,8 +123,19 @@ async def test_a_valid_key_is_answered_in_polars_shape_and_counted(desk: Desk, b
     assert (await desk.call("validate", base=base)).json()["validations"] == 2
 
 
-async def test_the_short_way_and_the_long_way_answer_alike(desk: Desk) -> None:
+def _noted(way: str, call: Callable[..., Any], ways: list[str]) -> Callable[..., Any]:
+    async def noted(*arguments: Any) -> Any:
+        ways.append(way)
+        return await call(*arguments)
+
+    return noted
+
+
+async def test_the_short_way_and_the_long_way_answer_alike(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a query the question is not plain, and Litestar answers it."""
+    ways: list[str] = []
+    monkeypatch.setattr(license_shortcut, "validated", _noted("short", licenses_api.validated, ways))
+    monkeypatch.setattr(licenses_api, "validated", _noted("long", licenses_api.validated, ways))
     bound = await desk.activated(conditions=LAPTOP)
     for asked in (
         {}, {"increment_usage": 11}, {"key": "no"}, {"activation_id": bound, "conditions": LAPTOP},
@@ -126,15 +143,15 @@ async def test_the_short_way_and_the_long_way_answer_alike(desk: Desk) -> None:
     ):  # fmt: skip
         for base in (PUBLIC, MERCHANT):
             short = await desk.call("validate", base=base, **asked)
-            long = await desk.call("validate?", base=base, **asked)
-            longer = await desk.call("validate?x=1", base=base, **asked)
-            assert short.status_code == long.status_code == longer.status_code
-            told = [one.headers.get("almoner-reason") for one in (short, longer)]
-            assert told[0] == told[1]
-            bodies = [one.json() for one in (short, longer)]
+            long = await desk.call("validate?x=1", base=base, **asked)
+            assert short.status_code == long.status_code
+            assert short.headers.get("almoner-reason") == long.headers.get("almoner-reason")
+            bodies = [one.json() for one in (short, long)]
             for body in bodies:
                 body.pop("validations", None)
             assert bodies[0] == bodies[1]
+            assert ways == ([] if short.status_code == 422 else ["short", "long"])
+            ways.clear()
     for path in (f"{MERCHANT}/validate", f"{MERCHANT}/validate?x=1"):
         assert (await desk.running.client.post(path, json={})).status_code == 401
 
@@ -275,6 +292,9 @@ async def test_a_rotated_key_is_another_string_under_the_same_id(desk: Desk) -> 
     old = desk.key
     headers = {"authorization": "Bearer app-token-1"}
     answer = await desk.running.client.post(f"{MERCHANT}/{desk.id}/rotate", headers=headers)
+    assert is_error(answer, 403, "NotPermitted", None), "it would give the whole key to a token that may not read it"
+    headers = {"authorization": "Bearer portal-token-1"}
+    answer = await desk.running.client.post(f"{MERCHANT}/{desk.id}/rotate", headers=headers)
     assert (answer.status_code, answer.json()["id"]) == (200, desk.id)
     assert answer.json()["key"].startswith("ACME-")
     assert is_error(await desk.call("validate"), 404, "ResourceNotFound", "not_found")
@@ -304,6 +324,36 @@ async def test_a_refund_revokes_the_key(desk: Desk) -> None:
     await desk.running.receive(events[refund:])
     assert is_error(await desk.call("validate"), 404, "ResourceNotFound", "revoked")
     assert is_error(await desk.call("activate", label="x"), 403, "NotPermitted", "revoked")
+
+
+async def test_a_short_way_that_fails_is_not_tried_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The use may have been counted before the connection was lost: a second try would count it twice."""
+    calls = desk.running.context.license_calls
+    validate, tries = calls.validate, []
+
+    async def lost(*arguments: Any) -> Any:
+        tries.append(await validate(*arguments))
+        raise OSError("the connection was lost after the commit")
+
+    monkeypatch.setattr(calls, "validate", lost)
+    answer = await desk.call("validate", increment_usage=1)
+    assert (answer.status_code, answer.json()["error"], len(tries)) == (503, "Unavailable", 1)
+    assert answer.headers["retry-after"] == "5"
+
+    async def broken(*_: Any) -> Any:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(calls, "validate", broken)
+    answer = await desk.call("validate")
+    assert (answer.status_code, answer.json()["error"]) == (500, "InternalServerError")
+    assert "ours" not in answer.json()["detail"]
+    monkeypatch.undo()
+    assert (await desk.call("validate")).json()["usage"] == 1
+
+
+async def test_a_body_that_is_too_large_for_the_short_way_takes_the_long_one(desk: Desk) -> None:
+    answer = await desk.call("validate", ignored="x" * 20_000)
+    assert answer.status_code == 200
 
 
 async def test_only_what_is_sent_is_changed(desk: Desk) -> None:
@@ -363,6 +413,17 @@ async def test_an_activation_is_read_with_its_key(desk: Desk) -> None:
 # Better than Polar's.
 
 
+@pytest.mark.parametrize(("limit", "overage", "allowed"), [(100, 0.29, 129), (100, 0.57, 157), (3, 0.5, 4), (7, 0, 7)])
+def test_overage_is_a_share_of_the_limit_in_whole_uses(limit: int, overage: float, allowed: int) -> None:
+    assert most(limit, Policy(overage=overage)) == allowed
+
+
+def test_the_key_itself_stands_in_no_repr() -> None:
+    form = license_forms.Validate(key="ACME-SECRET", organization_id=uuid4())
+    assert "SECRET" not in repr(form)
+    assert next(one for one in fields(Key) if one.name == "key").repr is False
+
+
 async def test_overage_lets_a_share_more_be_used(desk_with: Open) -> None:
     async with desk_with(overage=0.5, limit_usage=10, limit_activations=2) as desk:
         assert (await desk.call("validate", increment_usage=15)).status_code == 200
@@ -378,6 +439,8 @@ async def test_a_key_may_begin_to_end_with_its_first_activation(desk_with: Open,
         assert (await desk.call("validate")).json()["expires_at"] is None
         await desk.activated()
         assert (await desk.call("validate")).json()["expires_at"] == "2027-03-11T12:00:00Z"
+        answer = (await desk.running.get(f"/v1/customers/{desk.customer}/entitlements/key")).json()
+        assert answer["gives"]["expires_at"] == "2027-03-11T12:00:00+00:00", "apps are told at once"
         clock.move(days=10)
         await desk.activated()
         assert (await desk.call("validate")).json()["expires_at"] == "2027-03-11T12:00:00Z", "only the first counts"
@@ -398,6 +461,18 @@ async def test_an_activation_that_is_not_heard_of_is_released(desk_with: Open, c
         await desk.activated("new")
         assert (await desk.call("activate", label="another")).status_code == 403
         assert (await desk.call("validate", activation_id=alive)).status_code == 200
+
+
+async def test_a_device_that_counts_uses_is_heard_of(desk_with: Open, clock: Clock) -> None:
+    async with desk_with(heartbeat="1h") as desk:
+        device = await desk.activated()
+        for _ in range(4):
+            clock.move(minutes=40)
+            assert (await desk.call("validate", activation_id=device, increment_usage=1)).status_code == 200
+        clock.move(minutes=40)
+        assert (await desk.call("validate", activation_id=device)).status_code == 200, "not written yet, but counted"
+        clock.move(minutes=40)
+        assert (await desk.call("validate", activation_id=device, increment_usage=1)).status_code == 200
 
 
 async def test_each_device_may_have_one_activation(desk_with: Open) -> None:
@@ -428,11 +503,59 @@ async def test_a_key_that_is_kept_as_a_hash_is_shown_once(desk_with: Open, sqlit
         raw = Path(sqlite_url.removeprefix("sqlite:///")).parent
         stored = b"".join(one.read_bytes() for one in raw.glob("almoner.db*"))
         assert whole.encode() not in stored
-        headers = {"authorization": "Bearer app-token-1"}
+        headers = {"authorization": "Bearer portal-token-1"}
         rotated = (await running.client.post(f"{MERCHANT}/{desk.id}/rotate", headers=headers)).json()["key"]
         desk.key = rotated
         assert (await desk.call("validate")).status_code == 200
         assert (await running.get(f"{MERCHANT}/{desk.id}", "portal-token-1")).json()["key"] == f"****-{rotated[-6:]}"
+
+
+async def test_a_benefit_that_turns_to_hashes_hides_every_key_and_each_can_be_shown_once(
+    desk: Desk, database_url: str, tmp_path: Path, clock: Clock
+) -> None:
+    """Also of keys that have been revoked, and are settled no more."""
+    live, live_id = desk.key, desk.id
+    events = desk.running.story("refund", 5)
+    refund = next(n for n, event in enumerate(events) if event.type.startswith("refund."))
+    gone = await desk.receive(events[:refund])
+    await desk.running.receive(events[refund:])
+    pipeline, keys = desk.running.service.pipeline, desk.running.service.license_keys
+    assert await pipeline.propose(shop(storage="hash"), accept=True) is None
+    await pipeline.drain()
+    assert await keys.whole(live_id) is None, "settled again, it is hidden"
+    assert await keys.hide(hashed(pipeline.catalogue)) == 1
+    assert await keys.hide(hashed(pipeline.catalogue)) == 0
+    assert await keys.whole(desk.id) is None
+    for key_id, key in ((live_id, live), (desk.id, gone)):
+        assert await keys.is_unshown(key_id)
+        assert await keys.show(key_id) == key
+        assert await keys.show(key_id) is None
+
+
+async def test_a_start_with_another_encryption_key_destroys_no_key(desk_with: Open, clock: Clock) -> None:
+    async with desk_with(storage="hash") as desk:
+        database = desk.running.service.database
+        wrong = StoredLicenseKeys(database, Seal(["another-encryption-key"]), clock)
+        assert await wrong.reseal() == 0
+        both = StoredLicenseKeys(database, Seal(["another-encryption-key", "encryption-key-1"]), clock)
+        assert await both.reseal() == 1
+        assert await wrong.show(desk.id) is not None
+
+
+async def test_asking_for_one_member_shows_nobody_elses_key(desk_with: Open, clock: Clock) -> None:
+    async with desk_with(storage="hash") as desk:
+        running = desk.running
+        events = running.story("seats", 3)
+        await running.receive(events)
+        base = f"/v1/customers/{events[0].customer_id}/entitlements/key"
+        grants = [one for one in (await running.get(base)).json()["grants"] if one["gives"]]
+        assert len(grants) > 1
+        nobody = await running.get(f"{base}?reveal=keys&member_id={uuid4()}", "portal-token-1")
+        assert nobody.json()["grants"] == []
+        for grant in grants:
+            path = f"{base}?reveal=keys&member_id={grant['member_id']}"
+            [shown] = (await running.get(path, "portal-token-1")).json()["grants"]
+            assert shown["gives"]["key"].startswith("ACME-")
 
 
 async def test_an_address_may_call_so_often_a_minute_and_apps_as_they_like(desk_with: Open, clock: Clock) -> None:

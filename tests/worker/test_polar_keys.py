@@ -171,7 +171,13 @@ async def test_a_key_that_polar_calls_revoked_is_so_until_it_is_granted_again(de
     key = await desk.had(status="revoked")
     await desk.validate(key["key"], 404)
     clock.move(seconds=1)
+    await desk.tell(desk.event(key, "cycled"))
+    await desk.validate(key["key"], 404)
     desk.fake.change(key, status="granted")
+    await desk.keys.read_due()
+    await desk.validate(key["key"])
+    await desk.tell(desk.event(key, "revoked", granted=False, revoked=True))
+    clock.move(seconds=1)
     await desk.tell(desk.event(key))
     await desk.validate(key["key"])
 

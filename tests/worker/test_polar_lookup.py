@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,9 @@ async def plain_desk(
         yield opened
 
 
-async def cannot(desk: Desk, key: str) -> Unavailable:
+async def cannot(desk: Desk, key: str, *, known: bool = False) -> Unavailable:
     with pytest.raises(Unavailable) as refused:
-        await desk.keys.look_up(key, ORGANIZATION)
+        await desk.keys.look_up(key, ORGANIZATION, known=known)
     assert refused.value.retry_after is not None
     return refused.value
 
@@ -192,7 +193,7 @@ async def test_whoever_invents_keys_leaves_polars_limit_to_the_others(plain_desk
     told = [await plain_desk.told() for _ in range(5)]
     for number in range(60):
         assert not await plain_desk.keys.look_up(f"ACME-{number}", ORGANIZATION)
-    refused = await cannot(plain_desk, "ACME-60")
+    refused = await cannot(plain_desk, "ACME-60", known=True)
     assert refused.retry_after is not None
     assert refused.retry_after <= 60
     assert "polar-lookup" in str(refused)
@@ -257,3 +258,20 @@ async def test_a_lookup_that_is_on_its_way_does_not_hold_up_the_end(plain_desk: 
     await plain_desk.keys.close()
     with pytest.raises(asyncio.CancelledError):
         await asking
+
+
+async def test_strangers_shut_nobody_out_who_has_a_token(desk: Desk) -> None:
+    """Each address may have ten unknown keys looked up a minute, and all of them together have a share of their own."""
+    for number in range(10):
+        await desk.validate(f"JUNK-{number}", 404)
+    answer = await desk.validate("JUNK-10", 429)
+    assert answer["headers"]["retry-after"] == "60"
+    for number in range(11, 40):
+        with suppress(Unavailable):
+            await desk.keys.look_up(f"JUNK-{number}", ORGANIZATION, known=False)
+    await cannot(desk, "JUNK-40")
+    key = desk.issue()
+    body = {"key": key["key"], "organization_id": ORGANIZATION}
+    headers = {"authorization": "Bearer app-token-1"}
+    for path in ("/v1/license-keys/validate", "/v1/customer-portal/license-keys/validate"):
+        assert (await desk.running.client.post(path, json=body, headers=headers)).status_code == 200

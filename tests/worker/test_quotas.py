@@ -1,12 +1,14 @@
 """Quotas: calls of all processes count together, and what nobody exceeds costs nothing."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 import sqlalchemy as sa
 
 from tests.conftest import Clock
+from worker import quotas as module
 from worker.quotas import Quotas
 from worker.store import quotas as stored
 from worker.store.database import Database
@@ -76,6 +78,24 @@ async def test_while_the_database_fails_each_process_counts_alone(databases: lis
     await databases[0].close()
     quotas = Quotas(databases[0], clock)
     assert await let_through([quotas], 20, 8) == 8
+
+
+async def test_who_waits_for_the_database_holds_up_nobody_else(
+    databases: list[Database], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.05)
+    quotas, waiting = Quotas(databases[0], clock), asyncio.Event()
+
+    async def hangs(_work: object) -> int:
+        await waiting.wait()
+        return 0
+
+    monkeypatch.setattr(databases[0], "write", hangs)
+    began = time.monotonic()
+    answers = await asyncio.gather(*(quotas.take(f"name-{number}", 8) for number in range(40)))
+    assert answers == [None] * 40
+    assert time.monotonic() - began < 1.0
+    waiting.set()
 
 
 async def test_minutes_that_have_ended_are_forgotten(databases: list[Database], clock: Clock) -> None:

@@ -1,6 +1,7 @@
 """Validations are counted in memory and written together; only a kill loses the last second of them."""
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,37 @@ async def test_what_is_counted_is_written_at_the_end(
             tally.count(key_id if number % 2 else f"gone-{number}", f"activation-{number}", clock())
         await tally.close()
         assert await validations(running.service.database, key_id) == (225, clock())
+
+
+async def test_what_is_being_written_when_the_service_ends_is_written(
+    on_sqlite: Running, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is being written, an activation is seen all the same; and whoever waits for it may give up."""
+    monkeypatch.setattr(module, "_EVERY_SECONDS", 0.01)
+    key_id = await key_of(on_sqlite)
+    database, slowly = on_sqlite.service.database, asyncio.Event()
+    write, writing = database.write, asyncio.Event()
+
+    async def slow(work: Any) -> Any:
+        writing.set()
+        await slowly.wait()
+        return await write(work)
+
+    monkeypatch.setattr(database, "write", slow)
+    tally = Tally(database)
+    for _ in range(3):
+        tally.count(key_id, "device", clock())
+    await writing.wait()
+    assert tally.seen_at("device", clock() - timedelta(hours=1)) == clock()
+    assert tally.count(key_id, None, clock()) == 4
+    impatient = asyncio.create_task(tally.write())
+    await asyncio.sleep(0)
+    impatient.cancel()
+    closing = asyncio.create_task(tally.close())
+    await asyncio.sleep(0.02)
+    slowly.set()
+    await closing
+    assert await validations(database, key_id) == (4, clock())
 
 
 async def test_while_the_database_fails_it_stays_counted(on_sqlite: Running, clock: Clock) -> None:

@@ -173,9 +173,7 @@ async def _or_fail(call: Any) -> Any:  # noqa: ANN401 - a coroutine, and what it
 def export_keys(
     output: Annotated[Path | None, typer.Option(help="The file to write; without it, it is printed.")] = None,
     form: Annotated[str, typer.Option("--format", help="csv or json (one object a line).")] = "csv",
-    whole: Annotated[
-        bool, typer.Option("--whole", help="With whole keys, where they are kept.")
-    ] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="With whole keys, where they are kept.")] = False,
 ) -> None:
     """Export all license keys, for a spreadsheet or another system."""
     if form not in {"csv", "json"}:
@@ -212,7 +210,9 @@ def export_keys(
 def _private(path: str, flags: int) -> int:
     import os
 
-    return os.open(path, flags, 0o600)
+    descriptor = os.open(path, flags, 0o600)
+    os.fchmod(descriptor, 0o600)  # it may have been there already
+    return descriptor
 
 
 def _writer(file: Any, form: str) -> Any:  # noqa: ANN401 - a text file, and a function of a row

@@ -1,6 +1,5 @@
 """The HTTP application: every route, in one list."""
 
-import sqlite3
 from collections.abc import Callable
 from datetime import datetime
 
@@ -11,7 +10,6 @@ from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
-from sqlalchemy.exc import SQLAlchemyError
 
 from worker.http import errors
 from worker.http.accounts import AccountController
@@ -76,10 +74,7 @@ def make_api(
             for kind, answer in (
                 (ValidationException, errors.on_validation_error),
                 (HTTPException, errors.on_http_error),
-                (SQLAlchemyError, errors.on_database_error),
-                (sqlite3.Error, errors.on_database_error),
-                (OSError, errors.on_database_error),  # asyncpg's, when nothing answers
-                (Exception, errors.on_any_error),
+                *((kind, errors.on_error) for kind in (*errors.DATABASE_ERRORS, Exception)),
             )
         },
         state=State({"context": context, "tokens": tokens, "page": page, "signing_keys": keys}),

@@ -18,7 +18,7 @@ from worker.http.auth import Caller, app_guard
 from worker.http.context import Context
 from worker.http.errors import ApiError
 from worker.http.polar_api import fails, without_body
-from worker.http.present import NOTHING, At, complete, key_ids, needs_completing, split
+from worker.http.present import NOTHING, At, complete, key_offers, needs_completing, split
 from worker.store.ready import Ready
 
 _encode = msgspec.json.Encoder().encode
@@ -191,14 +191,14 @@ async def _all(request: Request[Any, Any, State], key: str, written: str, asked:
 
 
 async def _completed(context: Context, raw: Raw, asked: _Asked, edges: Edges, now: datetime) -> dict[str, Any]:
-    keys: dict[str, str] = {}
-    if asked.reveal:
-        for one in key_ids(raw):
-            found = await context.license_keys.show(one)
-            if found:
-                keys[one] = found
     at = At(now, context.settings, context.tokens)
-    return complete(raw, at, context.connectors, of_member=asked.of_member(edges), keys=keys)
+    answer = complete(raw, at, context.connectors, of_member=asked.of_member(edges))
+    if asked.reveal:
+        for gives in key_offers(answer):  # of whoever was asked for alone: some are shown only once
+            found = await context.license_keys.show(gives["license_key_id"])
+            if found:
+                gives["key"] = found
+    return answer
 
 
 def _may_reveal(request: Request[Any, Any, State], asked: _Asked) -> None:

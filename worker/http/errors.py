@@ -1,5 +1,6 @@
 """Errors of the API in one shape, Polar's: `{"error": "ClassName", "detail": ...}`."""
 
+import sqlite3
 from typing import Any
 
 import structlog
@@ -11,6 +12,7 @@ from litestar.status_codes import (
     HTTP_500_INTERNAL_SERVER_ERROR,
     HTTP_503_SERVICE_UNAVAILABLE,
 )
+from sqlalchemy.exc import SQLAlchemyError
 
 log = structlog.get_logger()
 
@@ -21,6 +23,10 @@ _NAMES = {
 }  # fmt: skip
 
 
+DATABASE_ERRORS = (SQLAlchemyError, sqlite3.Error, OSError)
+"""OSError is asyncpg's, when nothing answers."""
+
+
 class ApiError(HTTPException):
     """An error with its name in the API, its status, and a sentence for whoever called."""
 
@@ -29,22 +35,39 @@ class ApiError(HTTPException):
         self.name = name or _NAMES[status_code]
 
 
-def _answer(
-    status_code: int,
-    name: str,
-    detail: object,
-    headers: dict[str, str] | None = None,
-) -> Response[dict[str, Any]]:
-    return Response({"error": name, "detail": detail}, status_code=status_code, headers=headers)
+Told = tuple[int, dict[str, Any], dict[str, str]]
+"""Status, document and headers of an answer."""
 
 
-def on_http_error(_request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, Any]]:
+def told(error: Exception, path: str) -> Told:
+    """Return the answer to an error. What is nobody's doing but ours, or the database's, goes to the log only."""
+    if isinstance(error, HTTPException):
+        name = error.name if isinstance(error, ApiError) else _NAMES.get(error.status_code, "Error")
+        return error.status_code, {"error": name, "detail": error.detail}, error.headers or {}
+    if isinstance(error, DATABASE_ERRORS):
+        log.error("the database failed", error=type(error).__name__)
+        document = {"error": "Unavailable", "detail": "the database cannot be used now"}
+        return HTTP_503_SERVICE_UNAVAILABLE, document, {"retry-after": "5"}
+    for place in ("/downloads/", "/me/enter/"):  # what follows is a token
+        if path.startswith(place):
+            path = f"{place}..."
+    log.error("a request failed", path=path, exc_info=error)
+    detail = "a fault of Almoner's; its log says more"
+    return HTTP_500_INTERNAL_SERVER_ERROR, {"error": "InternalServerError", "detail": detail}, {}
+
+
+def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+    """Answer an error."""
+    status_code, document, headers = told(error, request.url.path)
+    return Response(document, status_code=status_code, headers=headers)
+
+
+def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, Any]]:
     """Answer an error that was raised on purpose. A body that is not JSON is as malformed as one with wrong fields."""
     if error.status_code == HTTP_400_BAD_REQUEST and not isinstance(error, ApiError):
         problem = {"type": "json_invalid", "loc": ["body"], "msg": error.detail}
-        return _answer(HTTP_422_UNPROCESSABLE_ENTITY, "RequestValidationError", [problem])
-    name = error.name if isinstance(error, ApiError) else _NAMES.get(error.status_code, "Error")
-    return _answer(error.status_code, name, error.detail, error.headers)
+        return _malformed([problem])
+    return on_error(request, error)
 
 
 def on_validation_error(_request: Request[Any, Any, Any], error: ValidationException) -> Response[dict[str, Any]]:
@@ -54,20 +77,9 @@ def on_validation_error(_request: Request[Any, Any, Any], error: ValidationExcep
         for found in (error.extra or [])
         if isinstance(found, dict)
     ]
-    return _answer(HTTP_422_UNPROCESSABLE_ENTITY, "RequestValidationError", problems or error.detail)
+    return _malformed(problems or error.detail)
 
 
-def on_database_error(_request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
-    """Answer while the database cannot be used; what it said goes to the log only."""
-    log.error("the database failed", error=type(error).__name__)
-    return _answer(HTTP_503_SERVICE_UNAVAILABLE, "Unavailable", "the database cannot be used now", {"retry-after": "5"})
-
-
-def on_any_error(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
-    """Answer a fault of ours, without its details."""
-    path = request.url.path
-    for place in ("/downloads/", "/me/enter/"):  # what follows is a token
-        if path.startswith(place):
-            path = f"{place}..."
-    log.error("a request failed", path=path, exc_info=error)
-    return _answer(HTTP_500_INTERNAL_SERVER_ERROR, "InternalServerError", "a fault of Almoner's; its log says more")
+def _malformed(detail: object) -> Response[dict[str, Any]]:
+    document = {"error": "RequestValidationError", "detail": detail}
+    return Response(document, status_code=HTTP_422_UNPROCESSABLE_ENTITY)

@@ -21,7 +21,15 @@ Count = Annotated[int, Meta(ge=0, le=_COLUMN)]
 Most = Annotated[int, Meta(ge=1, le=_COLUMN)]
 
 
-class Validate(Struct, kw_only=True):
+class _WithKey(Struct):
+    """A form with a license key in it."""
+
+    def __repr__(self) -> str:
+        """Say what it is, but not the key: it would stand in every traceback."""
+        return f"{type(self).__name__}(...)"
+
+
+class Validate(_WithKey, kw_only=True):
     """Is this key valid, for this device, benefit and customer? And count uses on it, if asked to."""
 
     key: Text
@@ -33,7 +41,7 @@ class Validate(Struct, kw_only=True):
     conditions: Fields = {}
 
 
-class Activate(Struct, kw_only=True):
+class Activate(_WithKey, kw_only=True):
     """Let a device use this key. Later validations must repeat the conditions exactly."""
 
     key: Text
@@ -43,7 +51,7 @@ class Activate(Struct, kw_only=True):
     meta: Fields = {}
 
 
-class Deactivate(Struct, kw_only=True):
+class Deactivate(_WithKey, kw_only=True):
     """Let a device use this key no more."""
 
     key: Text

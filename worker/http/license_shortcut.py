@@ -1,14 +1,16 @@
 """The short way for validating a license key: the same answers, in front of Litestar.
 
 Devices ask it again and again, and Litestar's own share of an answer is larger than all the rest (docs/decisions.md,
-6). Whatever is not a plain question, or goes wrong in a way that is not foreseen, takes the long way.
+6). Whatever is not a plain question takes the long way.
 """
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 from litestar.types import HTTPScope, Receive, Send
 
+from worker.http import errors
 from worker.http.auth import Tokens
 from worker.http.context import Context
 from worker.http.errors import ApiError
@@ -37,33 +39,49 @@ def make_license_shortcut(context: Context, tokens: Tokens) -> LicenseShortcut:
         sent = {name: value for name, value in scope["headers"] if name in _HEADERS}
         if not _is_plain(scope, sent):
             return receive
-        message = await receive()
-        if message["type"] != "http.request" or message["more_body"]:
-            return _again(message, receive)
+        body, rest = await _read(receive)
         try:
-            data = _decode(message["body"])
+            data = _decode(body)
             if scope["path"] != PUBLIC:
                 tokens.caller(sent.get(b"authorization", b"").decode("latin-1"))
         except (msgspec.MsgspecError, UnicodeError, ApiError):
-            return _again(message, receive)
+            return rest
+        # From here on it is answered here, whatever comes: a second try could count uses twice.
         try:
-            if scope["path"] == PUBLIC:
-                await count_address(context, scope["client"][0] if scope["client"] else "")
-            document = await validated(context, data, _VERSIONS[sent.get(VERSION_HEADER, CURRENT.encode())])
-        except ApiError as error:
-            headers = [(name.encode(), value.encode()) for name, value in (error.headers or {}).items()]
-            await _send(send, error.status_code, _encode({"error": error.name, "detail": error.detail}), headers)
-        except Exception:  # noqa: BLE001 - Litestar looks again, and says what is wrong
-            return _again(message, receive)
+            stranger = (scope["client"][0] if scope["client"] else "") if scope["path"] == PUBLIC else None
+            if stranger is not None:
+                await count_address(context, stranger)
+            version = _VERSIONS[sent.get(VERSION_HEADER, CURRENT.encode())]
+            document = await validated(context, data, version, stranger)
+        except Exception as error:  # noqa: BLE001 - told in the one shape of errors
+            await _send(send, *errors.told(error, scope["path"]))
         else:
-            await _send(send, 200, _encode(document), [(REASON.encode(), b"valid")])
+            await _send(send, 200, document, {REASON: "valid"})
         return None
 
     return answer
 
 
+async def _read(receive: Receive) -> tuple[bytes, Receive]:
+    """Return a small body, as far as it goes, and a `receive` that gives it again."""
+    read: list[Any] = []
+    size, is_more = 0, True
+    while is_more and size <= _MOST_BYTES:
+        message: Any = await receive()
+        read.append(message)
+        is_more = message["type"] == "http.request" and message.get("more_body", False)
+        size += len(message.get("body", b""))
+    body = b"".join(message.get("body", b"") for message in read)
+    waiting = list(reversed(read))
+
+    async def again() -> Any:  # noqa: ANN401 - an ASGI message
+        return waiting.pop() if waiting else await receive()
+
+    return body if size <= _MOST_BYTES else b"", again
+
+
 def _is_plain(scope: HTTPScope, sent: dict[bytes, bytes]) -> bool:
-    """Whether it is a small JSON body in one piece; and on the public path without a token, which may be an app's."""
+    """Whether it is a small JSON body; and on the public path without a token, which may be an app's."""
     length = sent.get(b"content-length", b"")
     return (
         scope["method"] == "POST"
@@ -75,17 +93,9 @@ def _is_plain(scope: HTTPScope, sent: dict[bytes, bytes]) -> bool:
     )
 
 
-def _again(message: object, receive: Receive) -> Receive:
-    """Return a `receive` that gives this message first."""
-    waiting = [message]
-
-    async def again() -> object:
-        return waiting.pop() if waiting else await receive()
-
-    return again  # type: ignore[return-value]
-
-
-async def _send(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    said = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
+async def _send(send: Send, status: int, document: Any, headers: dict[str, str]) -> None:  # noqa: ANN401 - JSON
+    body = _encode(document)
+    said = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    said += [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": said})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -19,7 +19,7 @@ from worker.http.errors import ApiError
 from worker.http.license_forms import Activate, Deactivate, Update, Validate
 from worker.http.license_shapes import activation_shown, key_shown, organization_of, shown
 from worker.http.polar_api import Asking, Limit, PageNumber, Version, fails, listed, one, version_of, window
-from worker.http.public import address_guard
+from worker.http.public import STRANGER, address_guard, count_address
 from worker.license_calls import Device
 from worker.licensing import Asked, Key, Refused
 from worker.quotas import SPAN_SECONDS
@@ -28,6 +28,9 @@ from worker.store.licenses import Chosen, Found
 
 REASON = "almoner-reason"
 """The header that says why, in one word: `valid`, `expired`, ... (worker/licensing.py, Reason)."""
+
+_LOOKUPS_OF_STRANGERS = 10
+"""Of unknown keys, a minute and address."""
 
 _CALL_FAILS = fails(404, s400="More uses are counted than are left", s429="Too many calls with this key")
 _ACTIVATE_FAILS = fails(404, s403="The key is not active, or takes no more devices", s429="Too many calls")
@@ -62,11 +65,11 @@ def _answers(status: int, text: str, more: dict[int, ResponseSpec]) -> dict[int,
     return {status: known, **more}
 
 
-async def validated(context: Context, data: Validate, version: Version) -> dict[str, Any]:
-    """Return the answer to a validation. Raises ApiError."""
+async def validated(context: Context, data: Validate, version: Version, stranger: str | None) -> dict[str, Any]:
+    """Return the answer to a validation. `stranger` is the address of a caller without a token. Raises ApiError."""
     activation_id = str(data.activation_id) if data.activation_id else None
     try:
-        found = await _found(context, data.key, data.organization_id, activation_id)
+        found = await _found(context, data.key, data.organization_id, activation_id, stranger)
         await _quota(context, found.key)
         asked = Asked(
             activation_id=activation_id,
@@ -85,7 +88,7 @@ async def validated(context: Context, data: Validate, version: Version) -> dict[
 
 async def validate(request: Asking, data: Validate) -> Response[bytes]:
     """Answer a validation."""
-    document = await validated(request.app.state.context, data, version_of(request))
+    document = await validated(request.app.state.context, data, version_of(request), _stranger(request))
     return one(document, headers={REASON: "valid"})
 
 
@@ -93,7 +96,7 @@ async def activate(request: Asking, data: Activate) -> Response[bytes]:
     """Answer an activation."""
     context: Context = request.app.state.context
     try:
-        found = await _found(context, data.key, data.organization_id, None)
+        found = await _found(context, data.key, data.organization_id, None, _stranger(request))
         await _quota(context, found.key)
         device = Device(data.label, data.conditions, data.meta)
         key, activation = await context.license_calls.activate(licenses.digest_of(data.key), device)
@@ -107,7 +110,7 @@ async def deactivate(request: Asking, data: Deactivate) -> Response[None]:
     """Answer a deactivation."""
     context: Context = request.app.state.context
     try:
-        found = await _found(context, data.key, data.organization_id, None)
+        found = await _found(context, data.key, data.organization_id, None, _stranger(request))
         await _quota(context, found.key)
         await context.license_calls.deactivate(found.key, str(data.activation_id))
     except Refused as refused:
@@ -115,14 +118,29 @@ async def deactivate(request: Asking, data: Deactivate) -> Response[None]:
     return Response(None, status_code=204, headers={REASON: "valid"})
 
 
-async def _found(context: Context, key: str, organization_id: UUID, activation_id: str | None) -> Found:
+def _stranger(request: Asking) -> str | None:
+    address: str | None = request.scope["state"].get(STRANGER)
+    return address
+
+
+async def _found(
+    context: Context, key: str, organization_id: UUID, activation_id: str | None, stranger: str | None
+) -> Found:
     organization = str(organization_id)
+
+    async def look_up() -> bool:
+        """Ask Polar for a key that is unknown here. Strangers cost little of what Polar allows."""
+        if not context.polar_keys.looks_up:
+            return False
+        if stranger is not None:
+            await count_address(context, stranger, what="lookup", most=_LOOKUPS_OF_STRANGERS)
+        return await context.polar_keys.look_up(key, organization, known=stranger is None)
 
     def is_of(found: Found) -> bool:
         return organization_of(context, found.facts) in {"", organization}
 
     try:
-        return await context.license_calls.find(key, organization, activation_id, is_of)
+        return await context.license_calls.find(key, activation_id, is_of, look_up)
     except Unavailable as error:
         seconds = str(int(error.retry_after or 5) + 1)
         text = "The key is not known here, and Polar, who may know it, cannot be asked now"
@@ -241,10 +259,12 @@ class LicenseController(Controller):
         return one(document)
 
     @post("/{id:str}/rotate", status_code=200, summary="Put another key in its place",
-          responses=_answers(200, "With the new key, whole", fails(400, 404, s403="Polar issued it")))  # fmt: skip
+          responses=_answers(200, "With the new key, whole", fails(400, 404, s403="Not for this token")))  # fmt: skip
     async def rotate(self, request: Asking, id: FromPath[UUID]) -> Response[bytes]:  # noqa: A002
         """Issue another string under the same id; the one before is unknown from now on."""
         context: Context = request.app.state.context
+        if not _may_read(request):
+            raise ApiError(403, "The token may not read whole keys, and this gives one; name it in ALMONER_KEY_READERS")
         try:
             key, whole = await context.license_calls.rotate(str(id))
         except Refused as refused:

@@ -32,7 +32,7 @@ Sorting = Annotated[
     QueryParameter(name="sorting", description="one after the other; `-created_at` if none is given"),
 ]
 Email = Annotated[str | None, QueryParameter(name="email", description="exactly this, whatever the case")]
-Query = Annotated[str | None, QueryParameter(name="query", description="a part of the name or email, or how the external id begins")]  # fmt: skip # noqa: E501
+Query = Annotated[str | None, QueryParameter(name="query", max_length=500, description="a part of the name or email, or how the external id begins")]  # fmt: skip # noqa: E501
 Active = Annotated[
     bool | None, QueryParameter(name="active", description="has a trialing, active or past_due subscription")
 ]

@@ -34,6 +34,7 @@ Page = tuple[Sequence[Document], int]
 """The objects of one page, and how many there are on all."""
 
 _decode = msgspec.json.Decoder().decode
+_MOST_METADATA = 50
 _METADATUM = re.compile(r"metadata\[([^\]]+)\]")
 
 
@@ -85,12 +86,15 @@ def moment(written: str | None, name: str) -> datetime | None:
 
 
 def metadata(request: Asking) -> dict[str, list[str]] | None:
-    """Return what is asked of metadata: `metadata[key]=value`, each key with all its values."""
+    """Return what is asked of metadata, `metadata[key]=value`: of each key all values. Raises ValidationException."""
     found: dict[str, list[str]] = {}
     for name, value in request.query_params.multi_items():
         match = _METADATUM.fullmatch(name)
         if match:
             found.setdefault(plain(match[1]), []).append(plain(value))
+    if len(found) > _MOST_METADATA:  # as many as an object of Polar's can have
+        problem = {"message": f"at most {_MOST_METADATA} fields", "key": "metadata", "source": "query"}
+        raise ValidationException(detail="Malformed", extra=[problem])
     return found or None
 
 

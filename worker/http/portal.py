@@ -37,7 +37,9 @@ BenefitIds = Annotated[Ids, QueryParameter(name="benefit_id", description="of th
 CheckoutIds = Annotated[Ids, QueryParameter(name="checkout_id", description="bought at these checkouts")]
 OrderIds = Annotated[Ids, QueryParameter(name="order_id", description="of these orders")]
 SubscriptionIds = Annotated[Ids, QueryParameter(name="subscription_id", description="of these subscriptions")]
-Query = Annotated[str | None, QueryParameter(name="query", description="a part of the benefit's description")]
+Query = Annotated[
+    str | None, QueryParameter(name="query", max_length=500, description="a part of the benefit's description")
+]
 Sorting = Annotated[
     list[
         Literal["granted_at", "-granted_at", "type", "-type", "organization", "-organization", "product_benefit",

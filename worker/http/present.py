@@ -73,9 +73,8 @@ def complete(
     connectors: Mapping[str, Connector[Any]],
     *,
     of_member: Callable[[Mapping[str, Any]], bool] | None = None,
-    keys: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return an answer as of now. `of_member` picks grants; `keys` are whole license keys by id."""
+    """Return an answer as of now. `of_member` picks grants."""
     answer: dict[str, Any] = msgspec.json.decode(raw)
     grants = [grant for grant in answer["grants"] if of_member is None or of_member(grant)]
     connector = connectors.get(answer["connector"])
@@ -83,8 +82,6 @@ def complete(
         _end(grant, at.now)
         if grant["gives"] and connector and connector.dynamic:
             grant["gives"] = connector.present(grant["gives"], grant["id"], at)
-        if grant["gives"] and keys and grant["gives"].get("license_key_id") in keys:
-            grant["gives"]["key"] = keys[grant["gives"]["license_key_id"]]
     return answer | _speaking(sorted(grants, key=lambda grant: not grant["entitled"]))
 
 
@@ -110,8 +107,6 @@ NOTHING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def key_ids(raw: Raw) -> list[str]:
-    """Return the ids of the license keys that an answer speaks of."""
-    answer = msgspec.json.decode(raw)
-    found = (grant["gives"].get("license_key_id") for grant in answer["grants"] if grant["gives"])
-    return [one for one in found if one]
+def key_offers(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the part of an answer that speaks of each license key."""
+    return [grant["gives"] for grant in answer["grants"] if grant["gives"] and "license_key_id" in grant["gives"]]

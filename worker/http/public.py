@@ -20,15 +20,21 @@ async def address_guard(connection: ASGIConnection[Any, Any, Any, Any], _handler
     """
     sent = connection.headers.get("authorization")
     if not sent or not _is_known(connection.app.state.tokens, sent):
-        await count_address(connection.app.state.context, connection.client.host if connection.client else "")
+        address = connection.client.host if connection.client else ""
+        connection.scope["state"][STRANGER] = address
+        await count_address(connection.app.state.context, address)
 
 
-async def count_address(context: Context, address: str) -> None:
-    """Count a call. Raises ApiError (429)."""
-    most = context.settings.license_calls_per_address
-    wait = await context.quotas.take(f"address:{_network(address)}", most) if most else None
+STRANGER = "stranger"
+"""Under this name a request's state has the address of whoever calls without a token."""
+
+
+async def count_address(context: Context, address: str, *, what: str = "address", most: int | None = None) -> None:
+    """Count a call; `most` a minute, or as is set. Raises ApiError (429)."""
+    most = context.settings.license_calls_per_address if most is None else most
+    wait = await context.quotas.take(f"{what}:{_network(address)}", most)
     if wait is not None:
-        text = f"More than {most} calls in {SPAN_SECONDS} s from one address; come again in {wait} s"
+        text = f"More than {most} such calls in {SPAN_SECONDS} s from one address; come again in {wait} s"
         raise ApiError(429, text, **{"retry-after": str(wait)})
 
 

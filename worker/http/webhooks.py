@@ -23,6 +23,7 @@ from worker.http.context import Context
 from worker.http.customers import name_of
 from worker.http.errors import ApiError
 from worker.http.polar_api import Asking, Limit, ListResource, PageNumber, fails, iso, listed, window
+from worker.http.polar_lists import texts
 from worker.redaction import redacted
 from worker.replay import replay
 from worker.store import delivery_pages
@@ -70,7 +71,9 @@ EndpointIds = Annotated[list[UUID] | None, QueryParameter(name="endpoint_id", de
 After = Annotated[datetime | None, QueryParameter(name="start_timestamp", description="received after this time")]
 Before = Annotated[datetime | None, QueryParameter(name="end_timestamp", description="received before this time")]
 Succeeded = Annotated[bool | None, QueryParameter(name="succeeded", description="processed or ignored, or neither")]
-Part = Annotated[str | None, QueryParameter(name="query", description="a part of the webhook-id, or 202")]
+Part = Annotated[
+    str | None, QueryParameter(name="query", max_length=500, description="a part of the webhook-id, or 202")
+]
 CodeClass = Annotated[
     Literal["2xx", "3xx", "4xx", "5xx"] | None,
     QueryParameter(name="http_code_class", description="what Polar was answered: all that is kept was taken in by 2xx"),
@@ -103,7 +106,7 @@ class WebhookController(Controller):
             _time(end_timestamp, "end_timestamp"),
             succeeded,
             _part(part),
-            event_type,
+            texts(event_type),
         )
         if http_code_class not in {None, _ANSWERED_CLASS} or (
             endpoint_id is not None and ENDPOINT_ID not in endpoint_id

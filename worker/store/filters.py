@@ -169,7 +169,7 @@ def order(dialect: str, kind: str, sorting: Sequence[str], positions: Sequence[s
 def ordered(sorting: Sequence[str], find: Callable[[str], Any], by_id: Any) -> list[Any]:  # noqa: ANN401 - as above
     """Return the clauses of an order; `find` returns what a name sorts by."""
     clauses = []
-    for one in sorting:
+    for one in dict.fromkeys(sorting):  # the same twice changes nothing
         name = one.removeprefix("-")
         clauses.append(_directed(find(name), one, is_nullable=name not in _NEVER_NULL))
     return [*clauses, _directed(by_id, sorting[0] if sorting else "-")]

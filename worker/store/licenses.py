@@ -2,7 +2,7 @@
 
 import hashlib
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -49,7 +49,6 @@ _ISSUE = upsert(
     ("resource",),
     change=lambda new: {
         "given": new.given,
-        "key": sa.case((new.key.is_(None), sa.null()), else_=license_keys.c.key),  # from now on only its digest
         "limit_activations": new.limit_activations,
         "limit_usage": new.limit_usage,
         "modified_at": new.created_at,
@@ -64,14 +63,18 @@ _REVOKE = (
 _FIND = sa.select(license_keys).where(license_keys.c.resource == sa.bindparam("resource"))
 
 
-def issue(connection: sa.Connection, key: LicenseKey, sealed: Sealed, now: datetime) -> LicenseKey:
+def issue(connection: sa.Connection, key: LicenseKey, sealed: Callable[[str], Sealed], now: datetime) -> LicenseKey:
     """Keep a license key, or revive the one that its resource has: same id, same string, same expiry.
 
-    `sealed` is the encrypted key, where the plain one is not to be kept.
+    `sealed` encrypts, where the plain one is not to be kept.
     """
+    is_whole = key.storage == "plain"
+    if not is_whole:
+        _hide(connection, license_keys.c.resource == key.resource, sealed, limit=1)
+    hidden = (None, None) if is_whole else sealed(key.key or "")
     row = {name: getattr(key, name) for name in LicenseKey.__struct_fields__ if name != "storage"}
     row |= {
-        "key": key.key if key.storage == "plain" else None, "sealed": sealed[0], "sealed_with": sealed[1],
+        "key": key.key if is_whole else None, "sealed": hidden[0], "sealed_with": hidden[1],
         "digest": digest_of(key.key or ""), "source": "own", "given": True, "status": "granted", "created_at": now,
         "usage": 0, "validations": 0,
     }  # fmt: skip
@@ -114,10 +117,31 @@ def take_sealed(connection: sa.Connection, key_id: str) -> bytes | None:
     return sealed
 
 
-def sealed_with_another(connection: sa.Connection, fingerprint: str, *, limit: int) -> list[tuple[str, bytes]]:
-    """Return keys that another secret has encrypted: their ids, and what is encrypted."""
+def hide(connection: sa.Connection, benefits: Collection[str], sealed: Callable[[str], Sealed], *, limit: int) -> int:
+    """Put an encryption in place of the plain keys of these benefits, of some at a time; returns how many."""
+    mine = sa.and_(license_keys.c.source == "own", license_keys.c.benefit.in_(benefits))
+    return _hide(connection, mine, sealed, limit=limit)
+
+
+def _hide(
+    connection: sa.Connection, which: sa.ColumnElement[bool], sealed: Callable[[str], Sealed], *, limit: int
+) -> int:
+    plain = sa.select(license_keys.c.id, license_keys.c.key).where(which, license_keys.c.key.is_not(None))
+    rows = connection.execute(plain.limit(limit).with_for_update()).all()
+    for row in rows:
+        hidden = sealed(row.key)
+        change = license_keys.update().where(license_keys.c.id == row.id)
+        connection.execute(change.values(key=None, sealed=hidden[0], sealed_with=hidden[1]))
+    return len(rows)
+
+
+def sealed_with_another(
+    connection: sa.Connection, fingerprint: str, *, after: str, limit: int
+) -> list[tuple[str, bytes]]:
+    """Return keys that another secret has encrypted: their ids, from the one after, and what is encrypted."""
     other = sa.or_(license_keys.c.sealed_with < fingerprint, license_keys.c.sealed_with > fingerprint)
-    found = connection.execute(sa.select(license_keys.c.id, license_keys.c.sealed).where(other).limit(limit))
+    chosen = sa.select(license_keys.c.id, license_keys.c.sealed).where(other, license_keys.c.id > after)
+    found = connection.execute(chosen.order_by(license_keys.c.id).limit(limit))
     return [(row.id, row.sealed) for row in found]
 
 
@@ -301,7 +325,8 @@ def change(connection: sa.Connection, key_id: str, changes: Mapping[str, Any], n
 def tell_grant(connection: sa.Connection, key_id: str, told: Mapping[str, Any]) -> None:
     """Write what has changed of a key into the receipt of the grant that gave it."""
     held = sa.select(license_keys.c.resource).where(license_keys.c.id == key_id).scalar_subquery()
-    for row in connection.execute(sa.select(grants.c.id, grants.c.receipt).where(grants.c.held == held)).all():
+    chosen = sa.select(grants.c.id, grants.c.receipt).where(grants.c.held == held).with_for_update()
+    for row in connection.execute(chosen).all():
         receipt = _receipt(row.receipt) if row.receipt else None
         if receipt is not None and not receipt.intended:
             changed = msgspec.structs.replace(receipt, data={**receipt.data, **told})

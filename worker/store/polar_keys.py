@@ -65,7 +65,8 @@ _TELL = upsert(
         "given": new.given,
         # Given again, Polar has taken its own "revoked" back; what the merchant said is read there.
         "status": sa.case(
-            (sa.and_(new.given, license_keys.c.status == "revoked"), "granted"), else_=license_keys.c.status
+            (sa.and_(new.given, ~license_keys.c.given, license_keys.c.status == "revoked"), "granted"),
+            else_=license_keys.c.status,
         ),
         "modified_at": sa.case(
             (new.given != license_keys.c.given, sa.bindparam("now")), else_=license_keys.c.modified_at
