@@ -58,7 +58,8 @@ _INSERT_SQLITE = (
 )
 
 
-def _sqlite_time(at: datetime | None) -> str | None:
+def sqlite_time(at: datetime | None) -> str | None:
+    """Write a time as SQLAlchemy does on SQLite: in UTC, without the zone."""
     if at is None:
         return None
     return (at if at.tzinfo is UTC else at.astimezone(UTC)).isoformat(" ", "microseconds")[:26]
@@ -89,11 +90,11 @@ def _insert_sqlite(connection: sa.Connection, arrivals: Sequence[Arrival]) -> li
     raw: Any = connection.connection.driver_connection
     ids: list[int | None] = []
     for one in arrivals:
-        received = _sqlite_time(one.received_at)
+        received = sqlite_time(one.received_at)
         cursor = raw.execute(
             _INSERT_SQLITE,
-            (one.webhook_id, one.type, one.status.value, one.reason, _sqlite_time(one.event_at),
-             _sqlite_time(one.sent_at), received, received, one.api_version, one.secret, one.digest, one.body),
+            (one.webhook_id, one.type, one.status.value, one.reason, sqlite_time(one.event_at),
+             sqlite_time(one.sent_at), received, received, one.api_version, one.secret, one.digest, one.body),
         )  # fmt: skip
         ids.append(cursor.lastrowid if cursor.rowcount else None)
     return ids

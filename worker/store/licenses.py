@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from connectors.base import LicenseKey, Receipt
 from worker.licensing import Activation, Key
+from worker.store.inbox import sqlite_time
 from worker.store.models import ActivationRow, GrantRow, LicenseKeyRow
 from worker.store.upsert import upsert
 
@@ -243,6 +244,7 @@ _COUNT = (
     .where(license_keys.c.id == sa.bindparam("of"))
     .values(validations=license_keys.c.validations + sa.bindparam("count"), last_validated_at=sa.bindparam("at"))
 )
+_COUNT_SQLITE = "UPDATE license_keys SET validations = validations + ?, last_validated_at = ? WHERE id = ?"
 _SEE = activations.update().where(activations.c.id == sa.bindparam("of")).values(seen_at=sa.bindparam("at"))
 
 
@@ -274,7 +276,10 @@ def use(connection: sa.Connection, key_id: str, increment: int, now: datetime) -
 
 def count_validations(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add validations: each row has `of` (the key's id), `count` and `at`."""
-    if rows:
+    if rows and connection.dialect.name == "sqlite":  # thousands a second: SQLAlchemy's share would be the larger
+        raw: Any = connection.connection.driver_connection
+        raw.executemany(_COUNT_SQLITE, [(row["count"], sqlite_time(row["at"]), row["of"]) for row in rows])
+    elif rows:
         connection.execute(_COUNT, rows)
 
 
