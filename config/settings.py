@@ -140,7 +140,9 @@ class Settings(BaseSettings):
         (), description="customer metadata or checkout custom fields that hold a Discord user id or name, by name"
     )
     encryption_keys: Secrets = Field(
-        (), description="keys that encrypt customers' tokens at rest; the first encrypts, all decrypt"
+        (),
+        description="keys that encrypt customers' tokens, unshown license keys and signing keys at rest; "
+        "the first encrypts, all decrypt",
     )
     page_name: str = Field("", max_length=60, description="your name on the customers' page")
     page_color: str = Field(

@@ -266,6 +266,18 @@ def test_the_verifier_in_typescript_has_the_right_types() -> None:
     assert (done.stdout, done.returncode) == ("", 0)
 
 
+def test_a_time_that_is_none_is_an_error_and_no_way_past_the_end() -> None:
+    ended = Case(licence(), None, now=ENDS + timedelta(days=1))
+    naive = datetime(2026, 11, 2)  # noqa: DTZ001 - that is what is tried
+    for times in ({"now": naive}, {"now": AT, "last_seen": naive}):
+        with pytest.raises(TypeError, match="with a zone"):
+            verifier.verify(ended.text, json.loads(ended.keys), **times)
+    document = ended.for_node()
+    invalid = [document | {"now": "never"}, document | {"last_seen": "never"}]
+    found = json.loads(node("verify_cases.mjs", str(TYPESCRIPT), typed=json.dumps({"cases": invalid})))
+    assert found == [{"reason": "TypeError: not a time"}] * 2
+
+
 def test_a_licence_has_no_place_for_an_algorithm() -> None:
     assert "alg" not in Licence.__struct_fields__
     assert by_python(Case(written(with_payload(alg="none")), None))["said"]["alg"] == "none"  # nobody looks at it

@@ -155,7 +155,9 @@ def _check_activation(activation: Activation | None, asked: Asked, policy: Polic
         text = "no such activation" if activation is None else "an activation that was released: it was not validated"
         raise Refused(404, f"License key has {text}", Reason.NOT_FOUND)
     if activation.conditions and activation.conditions != (asked.conditions or {}):
-        raise Refused(404, "License key is activated under other conditions", Reason.FINGERPRINT_MISMATCH)
+        raise Refused(
+            404, "License key is activated under other conditions: send the same as then", Reason.FINGERPRINT_MISMATCH
+        )
 
 
 def check_usage(key: Key, increment: int, policy: Policy) -> None:

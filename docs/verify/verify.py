@@ -26,11 +26,12 @@ class LicenceError(Exception):
 def verify(
     text: str, keys: dict[str, Any], now: datetime, fingerprint: str | None = None, last_seen: datetime | None = None
 ) -> dict[str, Any]:
-    """Return what the licence says. Raises LicenceError.
+    """Return what the licence says. Raises LicenceError, and TypeError for a time of yours without a time zone.
 
     `keys` is what /.well-known/almoner-keys.json answered; `fingerprint` is this device's; `last_seen` is the latest
     time that the app has ever seen. Times have a time zone.
     """
+    _check_zones(now, last_seen or now)
     signed, _, signature = text.strip(" \t\r\n").rpartition(".")
     head, _, payload = signed.partition(".")
     try:
@@ -68,6 +69,11 @@ def _decoded(part: str) -> bytes:
     if base64.urlsafe_b64encode(data).rstrip(b"=").decode() != part:
         raise ValueError(part)
     return data
+
+
+def _check_zones(*times: datetime) -> None:
+    if any(time.tzinfo is None for time in times):
+        raise TypeError("give times with a zone, like datetime.now(timezone.utc)")
 
 
 def _refused(name: str) -> None:

@@ -20,11 +20,13 @@ export class LicenceError extends Error {
 
 const TOLERANCE = 5 * 60_000;
 
-// Returns what the licence says, or throws a LicenceError. `keys` is what /.well-known/almoner-keys.json answered;
-// `fingerprint` is this device's; `lastSeen` is the latest time that the app has ever seen.
+// Returns what the licence says, or throws a LicenceError; a TypeError for an invalid Date. `keys` is what
+// /.well-known/almoner-keys.json answered; `fingerprint` is this device's; `lastSeen` is the latest time that the app
+// has ever seen.
 export async function verify(
   text: string, keys: Keys, now: Date, fingerprint: string | null = null, lastSeen: Date | null = null,
 ): Promise<Licence> {
+  if (Number.isNaN(now.getTime()) || Number.isNaN(lastSeen?.getTime())) throw new TypeError("not a time");
   const [head, payload, signature, ...more] = text.replace(/^[ \t\r\n]+|[ \t\r\n]+$/g, "").split(".");
   const given = decoded(signature);
   const read = decoded(payload);
@@ -43,14 +45,14 @@ export async function verify(
   if (!(await crypto.subtle.verify("Ed25519", key, given, signed))) throw new LicenceError("bad_signature");
   if (said.version !== 1) throw new LicenceError("malformed");
   if (lastSeen && now.getTime() < lastSeen.getTime() - TOLERANCE) throw new LicenceError("clock_set_back");
-  if (now.getTime() < Date.parse(said.issued_at) - TOLERANCE) throw new LicenceError("not_yet_valid");
-  if (now.getTime() >= Date.parse(said.valid_until)) throw new LicenceError("expired");
+  if (!(now.getTime() >= Date.parse(said.issued_at) - TOLERANCE)) throw new LicenceError("not_yet_valid");
+  if (!(now.getTime() < Date.parse(said.valid_until))) throw new LicenceError("expired");
   if (said.fingerprint !== null && said.fingerprint !== fingerprint) throw new LicenceError("fingerprint_mismatch");
   return said;
 }
 
 // Decodes base64url; undefined for all that would not be written so.
-function decoded(part: string | undefined): Uint8Array<ArrayBuffer> | undefined {
+function decoded(part: string | undefined) {
   if (!part || !/^[A-Za-z0-9_-]+$/.test(part) || part.length % 4 === 1) return undefined;
   const data = atob(part.replaceAll("-", "+").replaceAll("_", "/"));
   const same = btoa(data).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");

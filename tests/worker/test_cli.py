@@ -357,6 +357,19 @@ PRODUCTION = {
 }
 
 
+class TestTheWrongFolder:
+    @pytest.mark.parametrize("arguments", [["grants", "list"], ["licenses", "list"], ["deliveries", "list"]])
+    def test_a_command_that_reads_makes_no_new_database_there(
+        self, almoner: Almoner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        said = almoner(*arguments)
+        assert (said.code, said.out) == (1, "")
+        assert "There is no database" in said.err
+        assert "ALMONER_DATA_DIR" in said.err
+        assert not (tmp_path / ".almoner" / "almoner.db").exists()
+
+
 class TestCheckAndMigrate:
     def test_check_shows_settings_and_benefits_but_no_secret(
         self, almoner: Almoner, shop: Sold, monkeypatch: pytest.MonkeyPatch
@@ -898,7 +911,8 @@ class TestSimulate:
         assert said.code == 0
         assert said.err.strip() == ""
         count = len(receiver.events)
-        first, second = said.out.splitlines()
+        first, organization, second = said.out.splitlines()
+        assert organization == f"The organization is {simulating.DEMO_ORGANIZATION}."
         assert first == f"Sent {count} events of 1 customer: {count} accepted."
         customer = second.removeprefix("See what became of it: almoner grants list --customer ")
         assert customer.startswith("usr_")
@@ -965,7 +979,7 @@ class TestSimulate:
             said = almoner("simulate", "purchase", "--url", url)
             assert (said.code, said.out) == (1, "")
             assert f"almoner: Nothing answers at {url} (" in said.err
-            assert said.err.endswith("Start the sidecar first: almoner up\n")
+            assert "Start the sidecar first: almoner up; on another port name it: --url" in said.err
 
     @pytest.mark.parametrize(
         ("arguments", "code", "words"),

@@ -285,7 +285,11 @@ async def test_each_version_of_polars_api_has_its_own_fields(desk: Desk) -> None
         every = {"member", "member_id", "order", "order_id", "subscription", "subscription_id"}
         assert every & set(answer.json()) == more
     assert answer.json()["order"]["status"] == "paid"
-    assert (await desk.call("validate", version="2020-01")).status_code == 404
+    wrong = await desk.call("validate", version="2020-01")
+    assert (wrong.status_code, wrong.json()["error"]) == (404, "ResourceNotFound")
+    assert "no API version '2020-01'" in wrong.json()["detail"]
+    not_served = await desk.running.get("/v1/products/")
+    assert (not_served.status_code, "does not serve /v1/products/" in not_served.json()["detail"]) == (404, True)
 
 
 async def test_a_rotated_key_is_another_string_under_the_same_id(desk: Desk) -> None:

@@ -44,7 +44,7 @@ def check(as_json: AsJson = False, online: Online = False) -> None:
     ]
 
     async def preview() -> tuple[int, int, str | None, list[dict[str, Any]], list[str]]:
-        async with service(settings) as opened:
+        async with service(settings, may_be_new=True) as opened:
             from worker.store import catalogues, inbox
 
             taken, live = await opened.pipeline.preview(catalogue)
@@ -126,7 +126,7 @@ def accept_benefits(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.
     catalogue = catalogue_or_fail(settings)
 
     async def accept() -> tuple[int, int]:
-        async with service(settings) as opened:
+        async with service(settings, may_be_new=True) as opened:
             taken, live = await opened.pipeline.preview(catalogue)
             if not yes and not typer.confirm(f"It revokes {taken} of {live} live grants. Put it in force?"):
                 raise Failure("Nothing was changed.")

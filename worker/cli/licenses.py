@@ -155,9 +155,12 @@ def _set_status(named: str, status: Literal["granted", "disabled"]) -> None:
             return _row(await _or_fail(opened.license_calls.change(key.id, {"status": status})))
 
     row = run(change())
-    console.print(f"{row['display_key']} of {escape(row['benefit'])} is {colored(row['status'])} now.")
     if row["status"] == "revoked":
-        console.print(f"Its benefit does not give it; see: almoner grants list --customer {row['customer_id']}")
+        raise Failure(
+            f"{row['display_key']} of {row['benefit']} stays revoked: its benefit does not give it. "
+            f"See: almoner grants list --customer {row['customer_id']}"
+        )
+    console.print(f"{row['display_key']} of {escape(row['benefit'])} is {colored(row['status'])} now.")
 
 
 async def _or_fail(call: Any) -> Any:  # noqa: ANN401 - a coroutine, and what it returns

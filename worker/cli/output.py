@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -63,11 +64,13 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 @asynccontextmanager
-async def service(settings: Settings):  # type: ignore[no-untyped-def]  # noqa: ANN201 - an async context manager
+async def service(settings: Settings, *, may_be_new: bool = False):  # type: ignore[no-untyped-def]  # noqa: ANN201 - an async context manager
     """Open the service for one command, in the middle of whatever else is running on the same database."""
     from worker.app import NotReady, open_service
 
     catalogue = catalogue_or_fail(settings)
+    if not may_be_new and settings.environment == "development":  # in production nothing is made unasked
+        _must_be_there(settings)
     with database_in_words(settings):
         try:
             async with open_service(settings, catalogue) as opened:
@@ -77,6 +80,17 @@ async def service(settings: Settings):  # type: ignore[no-untyped-def]  # noqa: 
             raise Failure(str(error)) from None
 
 
+def _must_be_there(settings: Settings) -> None:
+    """Raise Failure where a command would make a new, empty database: it is run in the wrong folder."""
+    file = Path(settings.database.split(":///", 1)[1])
+    is_possible = file.parent.is_dir() or not file.parent.exists()
+    if settings.is_sqlite and is_possible and not file.exists():
+        raise Failure(
+            f"There is no database {settings.database}. Run this where the sidecar runs, or set ALMONER_DATA_DIR; "
+            "a new installation begins with: almoner up"
+        )
+
+
 @contextmanager
 def database_in_words(settings: Settings) -> Iterator[None]:
     """Say in words that the database cannot be used. What is wrong with our own statements stays a traceback."""
@@ -84,7 +98,7 @@ def database_in_words(settings: Settings) -> Iterator[None]:
 
     try:
         yield
-    except (DataError, IntegrityError, ProgrammingError):
+    except (DataError, IntegrityError, ProgrammingError, BrokenPipeError):  # the last: `head` has read enough
         raise
     except (DBAPIError, OSError) as error:
         reason = error.orig if isinstance(error, DBAPIError) else error

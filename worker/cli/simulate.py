@@ -68,6 +68,7 @@ def simulate(
     else:
         outcome = ", ".join(f"{count} {answer}" for answer, count in sorted(answers.items()))
         console.print(f"Sent {len(sent)} events of {len(customers)} customer{'s' * (len(customers) != 1)}: {outcome}.")
+        console.print(f"The organization is {world.organization_id}.")
         console.print(f"See what became of it: [bold]almoner grants list --customer {customers[0]}[/]", soft_wrap=True)
     if refusals:
         raise Failure(*(f"{address} answered {code}: {detail}" for code, detail in sorted(refusals.items())))
@@ -100,7 +101,10 @@ async def send_all(
             async with httpx.AsyncClient(base_url=address, timeout=30) as client:
                 await asyncio.gather(*(send(event, client) for event in events))
         except httpx.TransportError as error:
-            raise Failure(f"Nothing answers at {address} ({error}). Start the sidecar first: almoner up") from None
+            raise Failure(
+                f"Nothing answers at {address} ({error}). Start the sidecar first: almoner up; "
+                "on another port name it: --url, or ALMONER_PORT"
+            ) from None
     return answers, refusals
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 import httpx
+import msgspec
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.enums import ScopeType
@@ -100,7 +101,7 @@ def _routed(api: ASGIApp, receiver: ASGIApp, shortcuts: tuple[Shortcut, LicenseS
         if scope["type"] == ScopeType.HTTP and scope["path"].startswith("/v1/"):
             version = dict(scope["headers"]).get(VERSION_HEADER, CURRENT.encode())
             if version not in _VERSIONS:
-                await _no_such_version(scope, receive, send)
+                await _no_such_version(version)(scope, receive, send)
                 return
             send = _with_version(send, version)
         if scope["type"] == ScopeType.HTTP and scope["path"].startswith(PREFIX) and await answered(scope, send):
@@ -116,10 +117,14 @@ def _routed(api: ASGIApp, receiver: ASGIApp, shortcuts: tuple[Shortcut, LicenseS
 
 
 _VERSIONS = frozenset(one.encode() for one in VERSIONS)
-_no_such_version = ASGIResponse(
-    body=b'{"error":"ResourceNotFound","detail":"Not Found"}', status_code=404, media_type="application/json"
-)
-"""As Polar answers a version that it does not have."""
+
+
+def _no_such_version(asked: bytes) -> ASGIResponse:
+    """Refuse a version with Polar's status, and say what is wrong: it must not be taken for a missing customer."""
+    known = ", ".join(VERSIONS)
+    text = f"There is no API version {asked.decode('latin-1')[:20]!r} here; `Polar-Version` can be: {known}"
+    document = msgspec.json.encode({"error": "ResourceNotFound", "detail": text})
+    return ASGIResponse(body=document, status_code=404, media_type="application/json")
 
 
 def _with_version(send: Send, version: bytes) -> Send:

@@ -5,7 +5,7 @@ from typing import Any
 
 import structlog
 from litestar import Request, Response
-from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions import HTTPException, NotFoundException, ValidationException
 from litestar.status_codes import (
     HTTP_400_BAD_REQUEST,
     HTTP_422_UNPROCESSABLE_ENTITY,
@@ -41,6 +41,9 @@ Told = tuple[int, dict[str, Any], dict[str, str]]
 
 def told(error: Exception, path: str) -> Told:
     """Return the answer to an error. What is nobody's doing but ours, or the database's, goes to the log only."""
+    if isinstance(error, NotFoundException) and path.startswith("/v1/"):  # no record is missing, but the route
+        text = f"Almoner does not serve {path[:200]}; /schema/openapi.json says what it does. Ask Polar itself"
+        return error.status_code, {"error": _NAMES[404], "detail": text}, {}
     if isinstance(error, HTTPException):
         name = error.name if isinstance(error, ApiError) else _NAMES.get(error.status_code, "Error")
         return error.status_code, {"error": name, "detail": error.detail}, error.headers or {}
