@@ -291,7 +291,7 @@ async def open_running(
         polar_keys=service.polar_keys,
         now=clock,
     )
-    transport = httpx.ASGITransport(make_api(context, clock))  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(make_api(context, clock, at_once=False))  # type: ignore[arg-type]
     client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://almoner"))
     return service, context, client
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import cache, partial
 
 import httpx
 import msgspec
@@ -40,14 +41,36 @@ from worker.signing_keys import SigningKeys
 
 
 def make_api(
-    context: Context, now: Callable[[], datetime], *, platforms: httpx.AsyncBaseTransport | None = None
+    context: Context,
+    now: Callable[[], datetime],
+    *,
+    platforms: httpx.AsyncBaseTransport | None = None,
+    at_once: bool = True,
 ) -> ASGIApp:
-    """Return the application. `context` is all that it uses; `platforms` is where accounts are linked, if not there."""
+    """Return the application. `context` is all that it uses; `platforms` is where accounts are linked, if not there.
+
+    Litestar's part takes 50 ms to make; unless `at_once` it is made when the first request needs it.
+    """
     tokens = Tokens(context.settings)
     page = Page(context, platforms)
     keys = SigningKeys(context.database, context.settings, context.now)
     refusals = RefusalLog(context.database, keep=context.settings.retain_refusals)
-    api = Litestar(
+    shortcuts = make_shortcut(context, tokens), make_license_shortcut(context, tokens)
+    receiver = make_receiver(context.pipeline, context.settings, refusals, now)
+    state = State({"context": context, "tokens": tokens, "page": page, "signing_keys": keys})
+    litestar = cache(partial(_litestar, state, page, context.settings.max_body_bytes))
+    if at_once:
+        litestar()
+
+    async def api(scope: Scope, receive: Receive, send: Send) -> None:
+        await litestar()(scope, receive, send)
+
+    return _routed(api, receiver, shortcuts, page.look)
+
+
+def _litestar(state: State, page: Page, max_body_bytes: int) -> ASGIApp:
+    """Return what answers all that has no short way: every route, in one list."""
+    return Litestar(
         route_handlers=[
             CustomerController,
             AccountController,
@@ -78,14 +101,11 @@ def make_api(
                 *((kind, errors.on_error) for kind in (*errors.DATABASE_ERRORS, Exception)),
             )
         },
-        state=State({"context": context, "tokens": tokens, "page": page, "signing_keys": keys}),
+        state=state,
         logging_config=None,  # config/logging.py has set it up
         openapi_config=openapi_config(),
-        request_max_body_size=context.settings.max_body_bytes,
+        request_max_body_size=max_body_bytes,
     )
-    receiver = make_receiver(context.pipeline, context.settings, refusals, now)
-    shortcuts = make_shortcut(context, tokens), make_license_shortcut(context, tokens)
-    return _routed(api, receiver, shortcuts, page.look)
 
 
 def _routed(api: ASGIApp, receiver: ASGIApp, shortcuts: tuple[Shortcut, LicenseShortcut], look: Look) -> ASGIApp:
