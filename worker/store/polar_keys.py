@@ -12,7 +12,7 @@ import msgspec
 import sqlalchemy as sa
 
 from worker.store.licenses import activations, digest_of, license_keys
-from worker.store.models import UnknownKeyRow
+from worker.store.models import UnknownKeyRow, UtcTime
 from worker.store.upsert import among, upsert
 from worker.told_keys import ReadActivation, ReadKey, Told
 
@@ -69,7 +69,7 @@ _TELL = upsert(
             else_=license_keys.c.status,
         ),
         "modified_at": sa.case(
-            (new.given != license_keys.c.given, sa.bindparam("now")), else_=license_keys.c.modified_at
+            (new.given != license_keys.c.given, sa.bindparam("now", type_=UtcTime())), else_=license_keys.c.modified_at
         ),
         "read_at": new.read_at,
         "read_attempts": 0,
