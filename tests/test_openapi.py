@@ -4,7 +4,6 @@ with what it does not, on both databases. No answer is 5xx, and none is of a sta
 
 import asyncio
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from config.catalogue import Catalogue
+from tests.beside import UntilDone, beside
 from tests.conftest import ORGANIZATION, Clock, run_service
 from tests.test_polar_sdk import listening
 from worker.pipeline import SWEEP_PULSE
@@ -55,10 +55,9 @@ class Served:
 @contextmanager
 def served(database_url: str, folder: Path, catalogue: Catalogue) -> Iterator[Served]:
     """Run the service on a loop of its own, in a thread."""
-    found, ready, done = Served(), threading.Event(), threading.Event()
-    failed: list[BaseException] = []
+    found = Served()
 
-    async def serve() -> None:
+    async def serve(until_done: UntilDone) -> None:
         limits = {"license_calls_per_address": 0, "license_calls_per_key": 0}
         async with run_service(database_url, folder, catalogue, Clock(), **limits) as running:
             events = running.story("purchase") + running.story("subscription", 2) + running.story("seats", 3)
@@ -67,28 +66,10 @@ def served(database_url: str, folder: Path, catalogue: Catalogue) -> Iterator[Se
                 await asyncio.to_thread(_know, found, events[0].customer_id, events[0].external_id)
                 await running.service.database.write(lambda one: grants.beat(one, SWEEP_PULSE, running.clock()))
                 found.ids["webhook_id"] = [events[0].webhook_id]
-                ready.set()
-                await asyncio.to_thread(done.wait)
+                await until_done()
 
-    def thread() -> None:
-        try:
-            asyncio.run(serve())
-        except BaseException as error:  # noqa: BLE001 - told to the test
-            failed.append(error)
-        finally:
-            ready.set()
-
-    serving = threading.Thread(target=thread)
-    serving.start()
-    ready.wait()
-    try:
-        if not failed:
-            yield found
-    finally:
-        done.set()
-        serving.join()
-    if failed:
-        raise failed[0]
+    with beside(serve):
+        yield found
 
 
 def _know(found: Served, customer_id: str, external_id: str) -> None:

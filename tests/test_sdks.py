@@ -9,7 +9,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,6 +20,7 @@ import pytest
 
 from config.catalogue import Catalogue, parse_catalogue
 from connectors import TERMS
+from tests.beside import UntilDone, beside
 from tests.conftest import ORGANIZATION, POLAR_BENEFIT, PRODUCT, Clock, copy_of_template, run_service, skip
 from tests.sdk.expected import ACTS, ERRORS, READS, differing
 from tests.test_polar_sdk import listening
@@ -120,10 +120,9 @@ def served(
     """The sidecar, on a loop of its own in a thread, once for all clients."""
     folder = tmp_path_factory.mktemp("sdks")
     url = copy_of_template(sqlite_template, folder)
-    found, ready, done = Served(), threading.Event(), threading.Event()
-    failed: list[BaseException] = []
+    found = Served()
 
-    async def serve() -> None:
+    async def serve(until_done: UntilDone) -> None:
         limits = {"license_calls_per_address": 0, "license_calls_per_key": BUSY}
         async with run_service(url, folder, catalogue_of_all, Clock(), **limits) as running:
             purchases = [running.story("purchase", seed) for seed in (1, 2, 3)]
@@ -135,28 +134,10 @@ def served(
                 found.known["webhook_id"] = mine.webhook_id
                 others = [events[0].customer_id for events in purchases[1:]]
                 await asyncio.to_thread(_know, found, others)
-                ready.set()
-                await asyncio.to_thread(done.wait)
+                await until_done()
 
-    def thread() -> None:
-        try:
-            asyncio.run(serve())
-        except BaseException as error:  # noqa: BLE001 - told to the test
-            failed.append(error)
-        finally:
-            ready.set()
-
-    serving = threading.Thread(target=thread)
-    serving.start()
-    ready.wait()
-    try:
-        if not failed:
-            yield found
-    finally:
-        done.set()
-        serving.join()
-    if failed:
-        raise failed[0]
+    with beside(serve):
+        yield found
 
 
 def _know(served: Served, others: list[str]) -> None:
